@@ -1,0 +1,7 @@
+"""COCO and ADE20K data: reading, augmentation, batching, evaluation, pictures, and a small generated set."""
+
+if __name__ != "swin_dense.datasets":
+    raise ImportError(
+        "this folder is the package swin_dense.datasets, but it was imported as 'datasets': "
+        "run python -P, or start from another folder"
+    )

@@ -1,0 +1,7 @@
+"""FPN, Mask R-CNN and UPerNet on one backbone."""
+
+from swin_dense.heads.fpn import FPN
+from swin_dense.heads.mask_rcnn import MaskRCNN, mask_rcnn
+from swin_dense.heads.upernet import UPerNet, upernet
+
+__all__ = ["FPN", "MaskRCNN", "UPerNet", "mask_rcnn", "upernet"]

@@ -1,0 +1,306 @@
+"""Mask R-CNN on a Swin backbone with FPN: the published network, from torchvision's parts.
+
+Mask R-CNN (He et al., 2017), https://arxiv.org/abs/1703.06870. Images of any sizes go in as they are; the model
+normalises and pads, it never resizes.
+
+    images  list of (3, H, W) -> normalise, pad to one batch
+      -> backbone  {"c2" .. "c5"} -> FPN {"p2" .. "p6"}
+      -> region proposals (all levels) -> box head and mask head (p2 .. p5)
+      -> training: losses; evaluation: boxes, labels, scores, masks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from swin_dense.config import SwinConfig
+from swin_dense.errors import ConfigError, DataError
+from swin_dense.heads.backbones import Normalize, as_backbone
+from swin_dense.heads.fpn import FPN
+from swin_dense.heads.mask_pasting import paste_masks
+from swin_dense.heads.precision import at_least_float32
+from swin_dense.heads.roi_heads import published_roi_heads, torchvision_roi_heads
+from swin_dense.heads.rpn import published_rpn, torchvision_rpn_defaults
+from swin_dense.swin import SwinTransformer
+
+Target = dict[str, Tensor]
+Style = Literal["published", "torchvision"]
+
+
+class PasteMasks(Protocol):
+    """(N, 1, M, M) masks, (N, 4) boxes and (H, W) to (N, 1, H, W)."""
+
+    def __call__(self, masks: Tensor, boxes: Tensor, size_hw: tuple[int, int], /) -> Tensor:
+        """Paste."""
+
+
+class MaskRCNN(nn.Module):
+    """Mask R-CNN from its parts.
+
+    Args:
+        backbone: Maps c2 to c5.
+        fpn: Levels p2 to p6.
+        rpn: Proposals from all levels.
+        roi_heads: Detections from proposals; class 0 is background in there.
+        normalize: Shifts and scales image channels.
+        paste: From the mask head's squares to masks of the image.
+        num_classes: K, background not counted.
+        architecture: What `mask_rcnn` was called with, in plain types, so that a file can rebuild the model.
+    """
+
+    def __init__(
+        self,
+        backbone: SwinTransformer,
+        fpn: FPN,
+        rpn: nn.Module,
+        roi_heads: nn.Module,
+        normalize: Normalize,
+        paste: PasteMasks,
+        num_classes: int,
+        architecture: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fpn = fpn
+        self.rpn = rpn
+        self.roi_heads = roi_heads
+        self.normalize = normalize
+        self.paste = paste
+        self.num_classes = num_classes
+        self.architecture = architecture
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            images: B tensors (3, H, W), RGB float in [0, 1], of any sizes.
+            targets: Training only; per image
+                "boxes":   (N, 4) float xyxy in pixels of that image,
+                "labels":  (N,) int64 in [0, K),
+                "masks":   (N, H, W) uint8, 0 or 1,
+                "iscrowd": (N,) bool, optional; crowd regions take no part in training.
+                N may be 0.
+
+        Returns:
+            In training {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}, to be
+            summed. Otherwise per image, by falling score,
+                "boxes":  (D, 4) xyxy in pixels of that image,
+                "labels": (D,) int64 in [0, K),
+                "scores": (D,) in [0, 1],
+                "masks":  (D, 1, H, W) float in [0, 1]; from 0.5 on a pixel belongs to the object.
+
+        Raises:
+            ConfigError: Images of a wrong kind, or no targets in training.
+            DataError: A target that does not fit its image or the number of classes.
+        """
+        if self.training:
+            if targets is None:
+                raise ConfigError("training needs targets: call model(images, targets), or model.eval() to predict.")
+            return self.losses(images, targets)
+        results = self.detect(images)
+        for result, image in zip(results, images, strict=True):
+            result["masks"] = self.paste(result["masks"], result["boxes"], (image.shape[1], image.shape[2]))
+        return results
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The losses of a batch; arguments and result as in `forward`."""
+        if len(images) != len(targets):
+            raise DataError(f"{len(images)} images came with {len(targets)} targets; each image needs one.")
+        for index, (image, target) in enumerate(zip(images, targets, strict=True)):
+            check_target(target, index, (image.shape[1], image.shape[2]), self.num_classes)
+        batch, levels = self._pyramid(images)
+        stride = self._padding_stride
+        inner = [_inner_target(target, image, stride) for target, image in zip(targets, images, strict=True)]
+        proposals, proposal_losses = self.rpn(batch, levels, inner)
+        _, detection_losses = self.roi_heads(levels, proposals, batch.image_sizes, inner)
+        return {**proposal_losses, **detection_losses}
+
+    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections with masks relative to their boxes: as `forward` in evaluation, but "masks" is (D, 1, M, M)."""
+        batch, levels = self._pyramid(images)
+        proposals, _ = self.rpn(batch, levels, None)
+        results, _ = self.roi_heads(levels, proposals, batch.image_sizes, None)
+        for result in results:
+            result["labels"] = result["labels"] - 1
+        return results
+
+    @property
+    def _padding_stride(self) -> int:
+        return max(spec.stride for spec in self.backbone.feature_specs.values())
+
+    def _pyramid(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
+        batch = pad_to_batch([self.normalize(image) for image in images], self._padding_stride)
+        levels = self.fpn(self.backbone(batch.tensors))
+        return batch, {name: at_least_float32(level) for name, level in levels.items()}
+
+
+def pad_to_batch(images: Sequence[Tensor], divisor: int) -> ImageList:
+    """Stack images of different sizes, zero-padded at the bottom and right to the largest side, rounded up.
+
+    Args:
+        images: B tensors (C, H_i, W_i).
+        divisor: The sides of the batch divide by it.
+
+    Raises:
+        ConfigError: There are no images.
+    """
+    if not images:
+        raise ConfigError("the model needs at least one image, got an empty list.")
+    sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
+    height = _round_up(max(height for height, _ in sizes_hw), divisor)
+    width = _round_up(max(width for _, width in sizes_hw), divisor)
+    padded = [functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+    return ImageList(torch.stack(padded), sizes_hw)
+
+
+def check_target(target: Target, index: int, size_hw: tuple[int, int], num_classes: int) -> None:
+    """Refuse a target that would train something else than meant. Values are looked at on the CPU only.
+
+    Args:
+        target: As in `MaskRCNN.forward`.
+        index: Of the image in the batch, for the message.
+        size_hw: Of the image.
+        num_classes: K.
+
+    Raises:
+        DataError: Says the image, the field, what was wanted and what was got.
+    """
+    boxes, labels, masks = (_field(target, index, name) for name in ("boxes", "labels", "masks"))
+    wanted_shapes = {"boxes": (len(boxes), 4), "labels": (len(boxes),), "masks": (len(boxes), *size_hw)}
+    for name, value in (("boxes", boxes), ("labels", labels), ("masks", masks)):
+        if tuple(value.shape) != wanted_shapes[name]:
+            message = f"target {index}: {name} must have shape {wanted_shapes[name]}, got {tuple(value.shape)}"
+            raise DataError(f"{message}; boxes, labels and masks hold one row per object, masks the image's size.")
+    if labels.dtype != torch.int64 or not boxes.is_floating_point():
+        raise DataError(f"target {index}: labels must be int64 and boxes float, got {labels.dtype} and {boxes.dtype}.")
+    if boxes.is_cuda or len(boxes) == 0:
+        return
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise DataError(
+            f"target {index}: labels must be 0 to {num_classes - 1} (0-based, background not counted), "
+            f"got {labels.min()} to {labels.max()}."
+        )
+    good = boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    if not good.all():
+        row = int((~good).nonzero()[0])
+        raise DataError(
+            f"target {index}: box {row} must be finite xyxy with x2 > x1 and y2 > y1, got {boxes[row].tolist()}."
+        )
+
+
+def _field(target: Target, index: int, name: str) -> Tensor:
+    if name not in target:
+        raise DataError(f"target {index} has no {name!r}; it holds {', '.join(sorted(target)) or 'nothing'}.")
+    return target[name]
+
+
+def _inner_target(target: Target, image: Tensor, stride: int) -> Target:
+    """What the parts need: no crowds, background as class 0, and how far the image reaches in whole cells."""
+    size_hw = [_round_up(side, stride) for side in image.shape[1:]]
+    fields = {name: target[name] for name in ("boxes", "labels", "masks")}
+    if "iscrowd" in target:
+        countable = ~target["iscrowd"].bool()
+        fields = {name: value[countable] for name, value in fields.items()}
+    fields["labels"] = fields["labels"] + 1
+    return {**fields, "padded_size_hw": torch.tensor(size_hw, device=image.device)}
+
+
+def _round_up(side: int, divisor: int) -> int:
+    return side + -side % divisor
+
+
+def mask_rcnn(
+    backbone: str | SwinConfig | SwinTransformer,
+    num_classes: int,
+    weights: str | None = None,
+    fpn_channels: int = 256,
+    box_head_channels: int = 1024,
+    mask_head_channels: int = 256,
+    score_threshold: float = 0.05,
+    max_detections: int = 100,
+    anchor_scale: float = 8.0,
+    style: Style = "published",
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+) -> MaskRCNN:
+    """Mask R-CNN on a Swin backbone. Defaults are the published networks' (official and mmdetection configurations).
+
+    Args:
+        backbone: A variant name, a configuration, or a backbone.
+        num_classes: K, background not counted.
+        weights: A weights file to load into the model or into its backbone; None leaves random weights.
+        fpn_channels: The channels of every pyramid level.
+        box_head_channels: Width of the box head.
+        mask_head_channels: Width of the mask head.
+        score_threshold: Detections at or below it are dropped.
+        max_detections: The most detections of one image.
+        anchor_scale: Anchor side over stride; smaller for small objects.
+        style: "published" is the network of the published Swin detectors. "torchvision" keeps torchvision's own
+            anchors, pooling, losses and mask pasting, for checkpoints trained with them.
+        image_mean: Of each channel; None is ImageNet's.
+        image_std: Of each channel; None is ImageNet's.
+
+    Raises:
+        ConfigError: A setting is out of range.
+        CheckpointError: The weights do not fit.
+
+    Example:
+        >>> config = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+        >>> detector = mask_rcnn(config, num_classes=2).eval()
+        >>> [sorted(result) for result in detector([torch.rand(3, 50, 70), torch.rand(3, 64, 33)])]
+        [['boxes', 'labels', 'masks', 'scores'], ['boxes', 'labels', 'masks', 'scores']]
+    """
+    if num_classes < 1:
+        raise ConfigError(f"num_classes must be 1 or more (background is not counted), got {num_classes}.")
+    if style not in ("published", "torchvision"):
+        raise ConfigError(f"style must be 'published' or 'torchvision', got {style!r}.")
+    backbone = as_backbone(backbone)
+    fpn = FPN(backbone.feature_specs, fpn_channels)
+    pooled_levels = dict(list(fpn.feature_specs.items())[:-1])  # the coarsest level serves proposals only
+    build_rpn = published_rpn if style == "published" else torchvision_rpn_defaults
+    build_roi_heads = published_roi_heads if style == "published" else torchvision_roi_heads
+    model = MaskRCNN(
+        backbone=backbone,
+        fpn=fpn,
+        rpn=build_rpn(fpn.feature_specs, fpn_channels, anchor_scale),
+        roi_heads=build_roi_heads(
+            pooled_levels,
+            num_classes,
+            fpn_channels,
+            box_head_channels,
+            mask_head_channels,
+            score_threshold,
+            max_detections,
+        ),
+        normalize=Normalize(backbone.config.in_channels, image_mean, image_std),
+        paste=paste_masks if style == "published" else paste_masks_in_image,
+        num_classes=num_classes,
+        architecture={
+            "head": "mask_rcnn",
+            "backbone": backbone.config.to_dict(),
+            "num_classes": num_classes,
+            "fpn_channels": fpn_channels,
+            "box_head_channels": box_head_channels,
+            "mask_head_channels": mask_head_channels,
+            "score_threshold": score_threshold,
+            "max_detections": max_detections,
+            "anchor_scale": anchor_scale,
+            "style": style,
+            "image_mean": list(image_mean) if image_mean else None,
+            "image_std": list(image_std) if image_std else None,
+        },
+    )
+    if weights is not None:
+        from swin_dense.weights import load_weights
+
+        load_weights(model, weights)
+    return model

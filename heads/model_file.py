@@ -1,0 +1,111 @@
+"""A trained model in one file: weights, architecture, class names and recipe. A path is all that loading needs.
+
+The file is safetensors: tensors and text, nothing that could be executed. The text lies under "swin_dense" as JSON:
+
+    {"format": 1, "architecture": {"head": "mask_rcnn" | "upernet", …}, "labels": {…}, "recipe": {…}, …}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from swin_dense.config import SwinConfig
+from swin_dense.errors import CheckpointError, ConfigError
+from swin_dense.heads.mask_rcnn import MaskRCNN, mask_rcnn
+from swin_dense.heads.upernet import UPerNet, upernet
+
+BUILDERS: dict[str, Callable[..., MaskRCNN | UPerNet]] = {"mask_rcnn": mask_rcnn, "upernet": upernet}
+_METADATA_KEY = "swin_dense"
+_FORMAT = 1
+
+
+def save_model(path: str | Path, model: MaskRCNN | UPerNet, about: Mapping[str, Any]) -> None:
+    """Write a model; a file of that name is replaced in one step, never half.
+
+    Args:
+        path: Where to; ends in .safetensors.
+        model: What to write.
+        about: Plain JSON types that travel with it, such as {"labels": …, "recipe": …}.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    text = json.dumps({"format": _FORMAT, "architecture": model.architecture, **about})
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.writing")
+    save_file(tensors, temporary, metadata={_METADATA_KEY: text})
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_model(path: str | Path) -> tuple[MaskRCNN | UPerNet, dict[str, Any]]:
+    """Rebuild the model of a file, in evaluation mode on the CPU.
+
+    Returns:
+        The model, and what `save_model` got as `about` (with "format" and "architecture").
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or not written by `save_model`.
+    """
+    about = read_about(path)
+    model = build_model(about["architecture"])
+    _load_all(model, path)
+    return model.eval(), about
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """The text of a model file without its weights.
+
+    Raises:
+        CheckpointError: As for `load_model`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise CheckpointError(
+            f"{path}: there is no such model file; a run folder holds best.safetensors and last.safetensors."
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}).") from None
+    if text is None:
+        raise CheckpointError(
+            f"{path}: holds weights but not what model they belong to; "
+            "build the model yourself and use load_weights(model, path)."
+        )
+    about = json.loads(text)
+    if about.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: format {about.get('format')!r}; this version reads format {_FORMAT}.")
+    return about
+
+
+def build_model(architecture: Mapping[str, Any]) -> MaskRCNN | UPerNet:
+    """A model from the plain types of its `architecture`, with random weights.
+
+    Raises:
+        ConfigError: The head or one of its settings is unknown.
+    """
+    settings = dict(architecture)
+    head = settings.pop("head", None)
+    if head not in BUILDERS:
+        raise ConfigError(f"there is no head {head!r}; known are {', '.join(BUILDERS)}.")
+    backbone = SwinConfig.from_dict(settings.pop("backbone"))
+    return BUILDERS[head](backbone, **settings)
+
+
+def _load_all(model: nn.Module, path: str | Path) -> None:
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the weights do not fit the architecture in the same file: {error}") from None

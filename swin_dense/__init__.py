@@ -1,0 +1,56 @@
+"""Swin Transformers for detection and segmentation in plain PyTorch.
+
+`import swin_dense` is light: torch is imported when the first name that needs it is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from swin_dense.config import VARIANTS, SwinConfig, variant_config
+from swin_dense.errors import (
+    AnnotationError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergenceError,
+    ImageError,
+    SwinDenseError,
+)
+from swin_dense.features import FeatureSpec
+
+if TYPE_CHECKING:
+    from swin_dense.swin import SwinTransformer, create_backbone
+    from swin_dense.weights import WeightsReport, load_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VARIANTS",
+    "AnnotationError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivergenceError",
+    "FeatureSpec",
+    "ImageError",
+    "SwinConfig",
+    "SwinDenseError",
+    "SwinTransformer",
+    "WeightsReport",
+    "create_backbone",
+    "load_weights",
+    "variant_config",
+]
+
+_NEEDS_TORCH = {
+    "SwinTransformer": "swin_dense.swin",
+    "create_backbone": "swin_dense.swin",
+    "WeightsReport": "swin_dense.weights",
+    "load_weights": "swin_dense.weights",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the module holds
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module 'swin_dense' has no attribute {name!r}")
+    return getattr(import_module(_NEEDS_TORCH[name]), name)
