@@ -1,1 +1,1 @@
-"""Training in plain PyTorch: optimiser, schedules, processes, checkpoints, records and the loop; no data set, no head."""
+"""Training in plain PyTorch: optimiser, schedules, processes, checkpoints, records, loop; no data set, no head."""

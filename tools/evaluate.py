@@ -1,0 +1,56 @@
+"""Score a trained model on annotated images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "Score a trained model: COCO box and mask AP, or mean IoU."
+EXAMPLE = """  swin-dense evaluate runs/coco/best.safetensors
+  swin-dense evaluate runs/ade/best.safetensors data=/data/ade --json scores.json --predictions labels/"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a file that train wrote, such as best.safetensors")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to its recipe, such as data=DIR")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="OUT", help="write the predictions: a COCO results file, or a folder"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate and print a table."""
+    from swin_dense.heads.model_file import load_model, read_about
+    from swin_dense.tools.recipe import recipe_from
+
+    about = read_about(arguments.model)
+    recipe = recipe_from(about["recipe"], arguments.overrides, str(arguments.model))
+
+    from swin_dense.datasets.labels import LabelMap
+    from swin_dense.tools.evaluation import default_workers, evaluate
+    from swin_dense.tools.tables import per_class_table, print_table, write_json
+    from swin_dense.tools.tasks import task_of
+    from swin_dense.training.distributed import distributed
+
+    task, label_map = task_of(recipe), LabelMap.from_dict(about["labels"])
+    validation = task.validation_data(label_map)
+    with distributed(arguments.device) as process:
+        model, _ = load_model(arguments.model)
+        predictor = task.predictor(model.to(process.device), label_map, process.device)
+        workers = default_workers(process) if recipe.run.workers is None else recipe.run.workers
+        scores = evaluate(predictor, validation, process, workers=workers, predictions=arguments.predictions)
+    if scores is not None:
+        print_table(f"{arguments.model} on {len(validation.paths)} images", task.table(scores))
+        print_table("by class", per_class_table(scores))
+        write_json(arguments.json, {"model": str(arguments.model), **scores})
+    return 0
+
+
+if __name__ == "__main__":
+    from swin_dense.tools.main import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,78 @@
+"""Extract multi-scale backbone features of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swin_dense.swin import SwinTransformer
+
+HELP = "Save the backbone's feature maps c2 to c5 of pictures, one .npz file each."
+EXAMPLE = """  swin-dense features swin_t photos/ --weights swin_tiny.pth --out features
+  swin-dense features runs/coco/best.safetensors photos/ --out features --short-edge 800"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("model", metavar="MODEL", help="a variant such as swin_t, or a file that train wrote")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="pictures, or folders of pictures")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the .npz files")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of a variant; default: random")
+    parser.add_argument("--short-edge", type=int, metavar="PX", help="resize to this short edge; default: as they are")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write one .npz per picture with arrays c2 … c5, (C, h, w) float32, and the picture's size."""
+    from swin_dense.tools.image_files import find_images, named_apart
+
+    paths = find_images(arguments.images)
+
+    import numpy as np
+    import torch
+    from rich.progress import track
+
+    from swin_dense.datasets.images import read_image
+    from swin_dense.datasets.transforms import instance_inference
+    from swin_dense.heads.backbones import Normalize
+    from swin_dense.tools.predictors import resized
+    from swin_dense.training.distributed import process_from_environment
+
+    device = process_from_environment(arguments.device).device
+    backbone = _backbone(arguments.model, arguments.weights).to(device).eval()
+    normalize = Normalize(backbone.config.in_channels).to(device)
+    resize = instance_inference(arguments.short_edge, 10 * arguments.short_edge) if arguments.short_edge else None
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for path, name in track(list(zip(paths, named_apart(paths), strict=True)), "extracting"):
+        image = read_image(path)
+        tensor = torch.from_numpy(image).permute(2, 0, 1) if resize is None else resized(image, resize)
+        with torch.inference_mode():
+            features = backbone(normalize(tensor.to(device).float() / 255)[None])
+        arrays = {level: feature[0].cpu().numpy() for level, feature in features.items()}
+        np.savez(arguments.out / f"{name}.npz", input_size_hw=tensor.shape[1:], image_size_hw=image.shape[:2], **arrays)
+    shapes = ", ".join(f"{level} {array.shape}" for level, array in arrays.items())
+    print(f"{len(paths)} pictures, features in {arguments.out}; of the last one: {shapes}")
+    return 0
+
+
+def _backbone(model: str, weights: Path | None) -> SwinTransformer:
+    from swin_dense.config import VARIANTS
+    from swin_dense.heads.model_file import load_model
+    from swin_dense.swin import create_backbone
+
+    if model in VARIANTS:
+        if weights is None:
+            print("features of random weights: name a file with --weights", file=sys.stderr)
+        return create_backbone(model, weights=None if weights is None else str(weights))
+    if not Path(model).suffix:
+        return create_backbone(model)  # raises, naming the nearest variant
+    return load_model(model)[0].backbone
+
+
+if __name__ == "__main__":
+    from swin_dense.tools.main import main
+
+    sys.exit(main(["features", *sys.argv[1:]]))

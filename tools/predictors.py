@@ -1,0 +1,232 @@
+"""From a trained model to predictions in the frame of the original image; `evaluate` and `predict` share this path.
+
+    image (H, W, 3) uint8 -> resize -> model -> boxes, masks or labels at (H, W)
+
+Images go through one at a time, so that a prediction never depends on its neighbours in a batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from swin_dense.datasets.drawing import draw_instances, draw_semantic
+from swin_dense.datasets.images import read_image
+from swin_dense.datasets.instances import Instances
+from swin_dense.datasets.labels import LabelMap
+from swin_dense.datasets.transforms import InstanceTransform, SemanticTransform, instance_inference, semantic_inference
+from swin_dense.heads.mask_pasting import masks_to_rle
+from swin_dense.heads.mask_rcnn import MaskRCNN
+from swin_dense.heads.model_file import load_model
+from swin_dense.heads.upernet import UPerNet
+from swin_dense.tools.recipe import InferenceSettings, recipe_from
+
+SizeHW = tuple[int, int]
+Prediction = TypeVar("Prediction")
+
+
+@dataclass(frozen=True)
+class InstancePrediction:
+    """The objects found in one image, by falling score, in pixels of the original image.
+
+    Attributes:
+        boxes_xyxy: (N, 4) float32.
+        labels: (N,) int64, 0-based.
+        scores: (N,) float32 in [0, 1].
+        masks_rle: N run-length codes {"size": [H, W], "counts": str}.
+    """
+
+    boxes_xyxy: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    masks_rle: list[dict[str, Any]]
+
+    def above(self, score: float) -> InstancePrediction:
+        """Only the objects with at least this score."""
+        rows = np.flatnonzero(self.scores >= score)
+        masks = [self.masks_rle[row] for row in rows]
+        return InstancePrediction(self.boxes_xyxy[rows], self.labels[rows], self.scores[rows], masks)
+
+    def masks(self) -> np.ndarray:
+        """(N, H, W) uint8."""
+        from pycocotools import mask as coco_mask
+
+        return np.stack([coco_mask.decode(code) for code in self.masks_rle])
+
+
+class Predictor(ABC, Generic[Prediction]):
+    """A model that predicts original images.
+
+    Args:
+        label_map: The model's classes.
+        resize: Resizes images for the model.
+        device: Where the model is.
+    """
+
+    def __init__(
+        self, label_map: LabelMap, resize: InstanceTransform | SemanticTransform, device: torch.device
+    ) -> None:
+        self.label_map = label_map
+        self.resize = resize
+        self.device = device
+
+    def __call__(self, image: np.ndarray) -> Prediction:
+        """Predict one image, (H, W, 3) uint8 RGB."""
+        return self.predict(resized(image, self.resize), (image.shape[0], image.shape[1]))
+
+    @abstractmethod
+    def predict(self, image: Tensor, original_size_hw: SizeHW) -> Prediction:
+        """Predict one resized image, (3, h, w) uint8, in the frame of the original."""
+
+    @abstractmethod
+    def picture(self, image: np.ndarray, prediction: Prediction) -> np.ndarray:
+        """The prediction drawn over its image, (h, w, 3) uint8."""
+
+    def images(self, paths: Sequence[Path], sizes_hw: Sequence[SizeHW | None], workers: int) -> DataLoader[Any]:
+        """Reads and resizes pictures in worker processes: (index, resized image, original size) one by one."""
+        return DataLoader(_ResizedImages(paths, sizes_hw, self.resize), batch_size=None, num_workers=workers)
+
+    def predict_files(
+        self, paths: Sequence[Path], sizes_hw: Sequence[SizeHW | None], workers: int = 0
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Predict pictures by path, in order.
+
+        Args:
+            paths: The pictures.
+            sizes_hw: The size that annotations state for each, or None; see `read_image`.
+            workers: Processes that read and resize.
+
+        Yields:
+            (index, prediction).
+        """
+        for index, image, original_size_hw in self.images(paths, sizes_hw, workers):
+            yield index, self.predict(image, original_size_hw)
+
+    def _to_device(self, image: Tensor) -> Tensor:
+        return image.to(self.device).float() / 255
+
+
+class InstancePredictor(Predictor[InstancePrediction]):
+    """Mask R-CNN on original images.
+
+    Args:
+        model: In evaluation mode, on `device`.
+        label_map: Its classes.
+        settings: How images are resized.
+        device: Where the model is.
+    """
+
+    drawn_score = 0.5  # lower ones are kept in the results but would clutter a picture
+
+    def __init__(self, model: MaskRCNN, label_map: LabelMap, settings: InferenceSettings, device: torch.device) -> None:
+        super().__init__(label_map, instance_inference(settings.short_edge, settings.max_long_edge), device)
+        self.model = model
+
+    @torch.inference_mode()
+    def predict(self, image: Tensor, original_size_hw: SizeHW) -> InstancePrediction:
+        """As in `Predictor`."""
+        found = self.model.detect([self._to_device(image)])[0]
+        (height, width), (original_height, original_width) = image.shape[1:], original_size_hw
+        scale_xy = found["boxes"].new_tensor([original_width / width, original_height / height])
+        boxes = found["boxes"] * scale_xy.repeat(2)
+        return InstancePrediction(
+            boxes.cpu().numpy(),
+            found["labels"].cpu().numpy(),
+            found["scores"].cpu().numpy(),
+            masks_to_rle(found["masks"], boxes, original_size_hw),
+        )
+
+    def picture(self, image: np.ndarray, prediction: InstancePrediction) -> np.ndarray:
+        """The objects from `drawn_score` on, drawn over their image."""
+        shown = prediction.above(self.drawn_score)
+        names = [self.label_map.names[label] for label in shown.labels]
+        masks = shown.masks() if names else None
+        return draw_instances(image, shown.boxes_xyxy, names, masks, shown.scores, label_map=self.label_map)
+
+
+class SemanticPredictor(Predictor[np.ndarray]):
+    """UPerNet on original images; a prediction is (H, W) uint8 class indices.
+
+    Args:
+        model: In evaluation mode, on `device`.
+        label_map: Its classes.
+        settings: How images are resized.
+        device: Where the model is.
+    """
+
+    def __init__(self, model: UPerNet, label_map: LabelMap, settings: InferenceSettings, device: torch.device) -> None:
+        super().__init__(label_map, semantic_inference(settings.scale), device)
+        self.model = model
+
+    @torch.inference_mode()
+    def predict(self, image: Tensor, original_size_hw: SizeHW) -> np.ndarray:
+        """As in `Predictor`."""
+        logits = self.model(self._to_device(image)[None])
+        logits = functional.interpolate(logits, size=original_size_hw, mode="bilinear", align_corners=False)
+        return logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+
+    def picture(self, image: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+        """The classes laid over their image, with a legend."""
+        return draw_semantic(image, prediction, self.label_map)
+
+
+def resized(image: np.ndarray, resize: InstanceTransform | SemanticTransform) -> Tensor:
+    """(H, W, 3) uint8 to (3, h, w) uint8 at the model's size."""
+    size_hw = (image.shape[0], image.shape[1])
+    if isinstance(resize, InstanceTransform):
+        image, _ = resize(image, Instances.empty(size_hw), seed=0)
+    else:
+        image, _ = resize(image, np.zeros(size_hw, np.uint8), seed=0)
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def load_predictor(
+    path: str | Path, device: torch.device | str = "cpu", overrides: Sequence[str] = ()
+) -> InstancePredictor | SemanticPredictor:
+    """A predictor from a trained model's file; the path is all it needs.
+
+    Args:
+        path: A file that `train` wrote.
+        device: Where to predict.
+        overrides: Changes to the recipe inside, such as "inference.short_edge=640".
+
+    Raises:
+        CheckpointError: The file is missing, damaged or foreign.
+        ConfigError: An override is wrong.
+    """
+    model, about = load_model(path)
+    recipe = recipe_from(about["recipe"], overrides, str(path))
+    label_map = LabelMap.from_dict(about["labels"])
+    device = torch.device(device)
+    model = model.to(device)
+    if isinstance(model, MaskRCNN):
+        return InstancePredictor(model, label_map, recipe.inference, device)
+    return SemanticPredictor(model, label_map, recipe.inference, device)
+
+
+class _ResizedImages(Dataset[tuple[int, Tensor, SizeHW]]):
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        sizes_hw: Sequence[SizeHW | None],
+        resize: InstanceTransform | SemanticTransform,
+    ) -> None:
+        self._paths = paths
+        self._sizes_hw = sizes_hw
+        self._resize = resize
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, SizeHW]:
+        image = read_image(self._paths[index], self._sizes_hw[index])
+        return index, resized(image, self._resize), (image.shape[0], image.shape[1])

@@ -1,0 +1,261 @@
+"""A recipe: every number of a training run, in one readable YAML file. Needs no torch.
+
+A recipe is found by its name in `tools/recipes` or by its path; `key=value` on the command line changes single values;
+the resolved recipe is saved with the run and inside the trained model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from swin_dense.config import did_you_mean
+from swin_dense.errors import ConfigError
+from swin_dense.tools.recipe_values import build, override, plain
+
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings:
+    """Where files lie, if not where `data` suggests, and what the classes are.
+
+    Attributes:
+        train_images: Folder of training images; null finds it under `data`.
+        train_annotations: Instance: COCO JSON; semantic: folder of label pictures.
+        val_images: As `train_images`.
+        val_annotations: As `train_annotations`.
+        classes: Semantic only: "ade20k", a file with one name per line, or the names; value i of a label picture is
+            name i, counted from `first_value`.
+        first_value: Semantic only: the value of the first class in the label pictures.
+        ignored_values: Semantic only: values that mean "no label" (255 always does, unless it is a class).
+    """
+
+    train_images: str | None = None
+    train_annotations: str | None = None
+    val_images: str | None = None
+    val_annotations: str | None = None
+    classes: str | tuple[str, ...] | None = None
+    first_value: int = 0
+    ignored_values: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What is trained.
+
+    Attributes:
+        variant: A published Swin variant.
+        backbone: Fields of `SwinConfig` that differ from the variant.
+        head: Arguments of `mask_rcnn` or `upernet` that differ from their defaults.
+        weights: A file to start the backbone or the whole model from; null starts from random weights.
+    """
+
+    variant: str = "swin_t"
+    backbone: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """How training images are changed. Lengths in pixels.
+
+    Attributes:
+        flip_probability: Of mirroring.
+        short_edges: Instance: lengths that the short edge is drawn from.
+        max_long_edge: Instance: cap of the long edge.
+        crop_branch: Instance: crop before resizing half of the images.
+        scale: Semantic: (long, short) edge bounds.
+        ratio_range: Semantic: both bounds are multiplied by a number from this range.
+        crop_size_hw: Semantic: the size trained on.
+        max_category_ratio: Semantic: a crop is drawn again while one class covers this share.
+        photometric: Semantic: also distort the colours.
+    """
+
+    flip_probability: float = 0.5
+    short_edges: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    max_long_edge: int = 1333
+    crop_branch: bool = False
+    scale: tuple[int, int] = (2048, 512)
+    ratio_range: tuple[float, float] = (0.5, 2.0)
+    crop_size_hw: tuple[int, int] = (512, 512)
+    max_category_ratio: float = 0.75
+    photometric: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings:
+    """How images are resized in evaluation and prediction. Lengths in pixels.
+
+    Attributes:
+        short_edge: Instance: length of the short edge.
+        max_long_edge: Instance: cap of the long edge.
+        scale: Semantic: (long, short) edge bounds.
+    """
+
+    short_edge: int = 800
+    max_long_edge: int = 1333
+    scale: tuple[int, int] = (2048, 512)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW, and what one step is.
+
+    Attributes:
+        learning_rate: For steps of `batch_size` images.
+        weight_decay: Not applied to LayerNorms, relative position biases and position embeddings.
+        batch_size: Images of one step, over all processes and micro-batches.
+        micro_batch_size: Images that one process handles at once; null is its whole share of the step.
+        max_gradient_norm: Longer gradients are shortened to it; null leaves them.
+        precision: "auto" is bfloat16 on a GPU and float32 on a CPU.
+    """
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.05
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    max_gradient_norm: float | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """How long, and how the learning rate goes.
+
+    Attributes:
+        epochs: Passes over the data; give this or `steps`.
+        steps: Updates; give this or `epochs`.
+        decay: "step" multiplies by 0.1 at each milestone, "poly" falls to `minimum_factor`.
+        milestones: Of "step", in the unit that the length is given in.
+        power: Of "poly"; 1 is a straight line.
+        minimum_factor: Of "poly": the last learning rate over the first.
+        warmup_steps: Steps of linear warm-up.
+        warmup_start: The learning rate of the first step over the full one.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    decay: Literal["step", "poly"] = "step"
+    milestones: tuple[int, ...] = ()
+    power: float = 1.0
+    minimum_factor: float = 0.0
+    warmup_steps: int = 500
+    warmup_start: float = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Everything around the steps.
+
+    Attributes:
+        seed: Of weights, order and augmentation.
+        workers: Processes that load data, for each training process; null chooses.
+        log_every_steps: A row of metrics.csv.
+        checkpoint_every_steps: At most so many steps are lost.
+        evaluate_every_steps: Validation; null only at the end.
+        pictures: Validation images drawn with ground truth beside prediction.
+    """
+
+    seed: int = 0
+    workers: int | None = None
+    log_every_steps: int = 50
+    checkpoint_every_steps: int = 1000
+    evaluate_every_steps: int | None = None
+    pictures: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Every number of a training run.
+
+    Attributes:
+        task: "instance" trains Mask R-CNN on COCO-format data, "semantic" trains UPerNet on label pictures.
+        data: The data set's folder; relative paths of `dataset` start from it.
+    """
+
+    task: Literal["instance", "semantic"]
+    data: str | None = None
+    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        if (self.schedule.epochs is None) == (self.schedule.steps is None):
+            raise ConfigError("recipe: give either schedule.epochs or schedule.steps, and set the other to null.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested plain types, for YAML and JSON."""
+        return plain(self)
+
+    def to_yaml(self) -> str:
+        """As a file that `read_recipe` reads back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=110)
+
+
+def read_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply "key=value" overrides.
+
+    Args:
+        name_or_path: The name of a file in `tools/recipes`, or the path of a YAML file.
+        overrides: Assignments such as "optimizer.batch_size=8".
+
+    Raises:
+        ConfigError: There is no such recipe, it is not YAML, or a key or value is wrong.
+    """
+    path = find_recipe(name_or_path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe holds keys and values, got {type(values).__name__}.")
+    return recipe_from(values, overrides, str(path))
+
+
+def recipe_from(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> Recipe:
+    """A recipe from plain values, such as those inside a trained model, with overrides.
+
+    Args:
+        values: As `Recipe.to_dict` gives them.
+        overrides: Assignments such as "data=/data/coco".
+        where: What to call the source in messages.
+
+    Raises:
+        ConfigError: A key or value is wrong.
+    """
+    values = plain(values)
+    for assignment in overrides:
+        override(values, assignment, Recipe)
+    return build(Recipe, values, where)
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe.
+
+    Raises:
+        ConfigError: There is none; the nearest name is suggested.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"there is no recipe file {path}.")
+        return path
+    names = recipe_names()
+    if name_or_path not in names:
+        raise ConfigError(f"there is no recipe {name_or_path!r}{did_you_mean(name_or_path, names)}")
+    return RECIPE_FOLDER / f"{name_or_path}.yaml"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the library."""
+    return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))

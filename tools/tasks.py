@@ -1,0 +1,137 @@
+"""The two things that can be trained, each with its data, model, batches, losses, scores and pictures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from swin_dense.config import SwinConfig, variant_config
+from swin_dense.datasets.labels import LabelMap
+from swin_dense.errors import ConfigError
+from swin_dense.tools.predictors import Predictor
+from swin_dense.tools.recipe import Recipe
+
+Sample = TypeVar("Sample")
+Batch = TypeVar("Batch")
+Prediction = TypeVar("Prediction")
+Scores = dict[str, Any]
+
+
+class Task(ABC, Generic[Sample, Batch, Prediction]):
+    """What `train` and `evaluate` need to know of a task.
+
+    Args:
+        recipe: The run's recipe.
+    """
+
+    main_score: str
+    """The name, in `table`, of the score that decides which model is best."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @abstractmethod
+    def training_data(self) -> Dataset[Sample]:
+        """The augmented training set."""
+
+    @abstractmethod
+    def validation_data(self, label_map: LabelMap) -> ValidationData[Prediction]:
+        """The validation set, whose classes must be these."""
+
+    @abstractmethod
+    def batch_groups(self, dataset: Dataset[Sample]) -> np.ndarray | None:
+        """(N,) integers: a batch holds images of one group only; None makes no difference."""
+
+    @abstractmethod
+    def build_model(self, num_classes: int) -> nn.Module:
+        """The model of the recipe, with random weights."""
+
+    @staticmethod
+    @abstractmethod
+    def collate(samples: Sequence[Sample]) -> Batch:
+        """Samples to a batch."""
+
+    @staticmethod
+    @abstractmethod
+    def losses(model: nn.Module, batch: Batch, device: torch.device) -> Mapping[str, Tensor]:
+        """The named losses of a batch, to be summed."""
+
+    @abstractmethod
+    def predictor(self, model: nn.Module, label_map: LabelMap, device: torch.device) -> Predictor[Prediction]:
+        """The trained model on original images."""
+
+    @abstractmethod
+    def table(self, scores: Scores) -> dict[str, float | None]:
+        """The scores to show and to log, by name, as fractions of 1."""
+
+    def backbone_config(self) -> SwinConfig:
+        """The backbone of the recipe."""
+        changes = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in self.recipe.model.backbone.items()
+        }
+        return variant_config(self.recipe.model.variant, **changes)
+
+    def data_path(self, path: str | None) -> Path | None:
+        """A path of the recipe; relative ones start from the data folder."""
+        if path is None:
+            return None
+        return Path(self.recipe.data or "") / path
+
+    def data_root(self) -> Path:
+        """The data folder.
+
+        Raises:
+            ConfigError: The recipe names none.
+        """
+        if self.recipe.data is None:
+            raise ConfigError("no data folder: add data=/path/to/the/data/set to the command line.")
+        return Path(self.recipe.data)
+
+
+class ValidationData(ABC, Generic[Prediction]):
+    """Annotated images to score predictions with, and to draw."""
+
+    paths: Sequence[Path]
+    sizes_hw: Sequence[tuple[int, int] | None]
+
+    @abstractmethod
+    def evaluator(self, predictions: Path | None = None) -> Evaluator[Prediction]:
+        """A new, empty collector; `predictions` is where to save what it collects, in the data set's own ids."""
+
+    @abstractmethod
+    def picture(self, index: int, predictor: Predictor[Prediction], prediction: Prediction) -> np.ndarray:
+        """Ground truth beside prediction, (h, w, 3) uint8."""
+
+
+class Evaluator(ABC, Generic[Prediction]):
+    """Collects predictions and scores them; processes collect apart and merge."""
+
+    @abstractmethod
+    def add(self, index: int, prediction: Prediction) -> None:
+        """Take the prediction of one image."""
+
+    @abstractmethod
+    def merge(self, other: Any) -> None:  # noqa: ANN401 - another of the same kind
+        """Take what another process has collected."""
+
+    @abstractmethod
+    def finish(self) -> Scores:
+        """All scores, as fractions of 1; call it once, after the last prediction."""
+
+
+def task_of(recipe: Recipe) -> Task[Any, Any, Any]:
+    """The task that a recipe names."""
+    if recipe.task == "instance":
+        from swin_dense.tools.instance_task import InstanceTask
+
+        return InstanceTask(recipe)
+    from swin_dense.tools.semantic_task import SemanticTask
+
+    return SemanticTask(recipe)

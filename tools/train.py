@@ -1,0 +1,77 @@
+"""Train a detector or a segmenter from a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swin_dense.tools.recipe import Recipe
+
+HELP = "Train Mask R-CNN on COCO-format data, or UPerNet on images with label pictures."
+EXAMPLE = """  swin-dense train mask_rcnn_swin_t_3x data=/data/coco --out runs/coco
+  torchrun --nproc-per-node 8 tools/train.py upernet_swin_t_160k data=/data/ADEChallengeData2016 --out runs/ade"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or the path of a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes, such as data=/data/coco")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default: runs/<recipe>")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train as the recipe says."""
+    from swin_dense.tools.recipe import read_recipe
+
+    recipe = read_recipe(arguments.recipe, arguments.overrides)
+    if arguments.print_config:
+        print(recipe.to_yaml(), end="")
+        return 0
+    if recipe.data is not None and not Path(recipe.data).is_dir():
+        from swin_dense.errors import DataError
+
+        raise DataError(f"data={recipe.data}: there is no such folder; pass the folder of the data set.")
+    out = arguments.out or Path("runs") / Path(arguments.recipe).stem
+    return train(recipe, out, device=arguments.device, resume=arguments.resume)
+
+
+def train(recipe: Recipe, out: Path, *, device: str = "auto", resume: bool = False) -> int:
+    """Train, evaluate and fill a run folder.
+
+    Args:
+        recipe: What to do.
+        out: The run's folder.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        resume: Whether to continue the run in `out`.
+
+    Returns:
+        0, or 130 or 143 where a signal stopped the run, which can then be resumed.
+    """
+    from swin_dense.tools.run_folder import RunFolder
+    from swin_dense.tools.training_run import TrainingRun
+    from swin_dense.training.distributed import distributed
+    from swin_dense.training.interruption import Interrupted
+
+    folder = RunFolder(out)
+    with distributed(device) as process:
+        folder.require_startable(resume)
+        training_run = TrainingRun(recipe, folder, process)
+        try:
+            training_run.start(resume)
+        except Interrupted as interruption:
+            if process.is_main:
+                print(f"{interruption} Continue with --resume --out {out}.", file=sys.stderr)
+            return interruption.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    from swin_dense.tools.main import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))
