@@ -1,0 +1,186 @@
+"""Resize, crop and flip as values: once drawn, each is applied to image, label map and objects alike."""
+
+import os
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from swin_dense.datasets.instances import Instances
+
+
+class Operation(Protocol):
+    """A change of geometry with all its parameters fixed; it never changes its input in place."""
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """Returns the changed (H, W, 3) uint8 image."""
+
+    def label(self, label: np.ndarray) -> np.ndarray:
+        """Returns the changed (H, W) uint8 label map; no value appears that was not there, except 255."""
+
+    def instances(self, instances: Instances) -> Instances:
+        """Returns the changed objects, without those that vanished."""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Scales to an exact size: bilinear on uint8 without antialiasing for the image, nearest for labels and masks.
+
+    This is the filter that the published models were trained and measured with (cv2's, through albumentations).
+
+    Attributes:
+        size_hw: (height, width) wanted.
+    """
+
+    size_hw: tuple[int, int]
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """Returns (height, width, 3) uint8."""
+        return self._albumentations_resize()(image=image)["image"]
+
+    def label(self, label: np.ndarray) -> np.ndarray:
+        """Returns (height, width) with values of the input only."""
+        return self._albumentations_resize().apply_to_mask(label, interpolation=_cv2().INTER_NEAREST)
+
+    def instances(self, instances: Instances) -> Instances:
+        """Scales boxes and masks; objects too small to keep a mask pixel are left out."""
+        old_height, old_width = instances.size_hw
+        height, width = self.size_hw
+        scale_xyxy = np.array([width / old_width, height / old_height] * 2, np.float32)
+        masks = np.empty((len(instances), height, width), np.uint8)
+        cv2 = _cv2()
+        # Each mask into its place at once: albumentations would stack copies, three times slower.
+        for mask, resized in zip(instances.masks, masks, strict=True):
+            cv2.resize(mask, (width, height), dst=resized, interpolation=cv2.INTER_NEAREST)
+        return instances.replace(instances.boxes_xyxy * scale_xyxy, masks).without_vanished()
+
+    def _albumentations_resize(self) -> Any:  # noqa: ANN401 - albumentations is untyped
+        cv2 = _cv2()
+        return load_albumentations().Resize(
+            *self.size_hw, interpolation=cv2.INTER_LINEAR, mask_interpolation=cv2.INTER_NEAREST
+        )
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Cuts a rectangle out, all of which lies in the image.
+
+    Attributes:
+        top: first row.
+        left: first column.
+        size_hw: (height, width) of the rectangle.
+    """
+
+    top: int
+    left: int
+    size_hw: tuple[int, int]
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """Returns the rectangle of the image."""
+        return image[self.top : self.top + self.size_hw[0], self.left : self.left + self.size_hw[1]]
+
+    def label(self, label: np.ndarray) -> np.ndarray:
+        """Returns the rectangle of the label map."""
+        return self.image(label)
+
+    def instances(self, instances: Instances) -> Instances:
+        """Clips boxes to the rectangle; objects whose box or mask lies outside are left out, all of theirs together."""
+        height, width = self.size_hw
+        masks = instances.masks[:, self.top : self.top + height, self.left : self.left + width]
+        shifted = instances.boxes_xyxy - np.array([self.left, self.top] * 2, np.float32)
+        return instances.replace(clip_boxes(shifted, self.size_hw), masks).without_vanished()
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirrors left and right."""
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """Returns the mirrored image."""
+        return np.ascontiguousarray(image[:, ::-1])
+
+    def label(self, label: np.ndarray) -> np.ndarray:
+        """Returns the mirrored label map."""
+        return self.image(label)
+
+    def instances(self, instances: Instances) -> Instances:
+        """Mirrors boxes and masks."""
+        boxes = instances.boxes_xyxy.copy()
+        boxes[:, [0, 2]] = instances.size_hw[1] - instances.boxes_xyxy[:, [2, 0]]
+        return instances.replace(boxes, np.ascontiguousarray(instances.masks[:, :, ::-1]))
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Fills up at the bottom and right to at least a size.
+
+    Attributes:
+        size_hw: the least (height, width).
+        fill_rgb: colour of the new image pixels.
+        fill_label: value of the new label pixels.
+    """
+
+    size_hw: tuple[int, int]
+    fill_rgb: tuple[int, int, int]
+    fill_label: int
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """Returns an image of at least the size."""
+        return self._fill(image, self.fill_rgb)
+
+    def label(self, label: np.ndarray) -> np.ndarray:
+        """Returns a label map of at least the size."""
+        return self._fill(label, self.fill_label)
+
+    def instances(self, instances: Instances) -> Instances:
+        """Boxes stay; masks get empty pixels."""
+        height, width = instances.size_hw
+        masks = np.zeros((len(instances), max(height, self.size_hw[0]), max(width, self.size_hw[1])), np.uint8)
+        masks[:, :height, :width] = instances.masks
+        return instances.replace(instances.boxes_xyxy, masks)
+
+    def _fill(self, picture: np.ndarray, value: int | tuple[int, int, int]) -> np.ndarray:
+        height, width = picture.shape[:2]
+        if height >= self.size_hw[0] and width >= self.size_hw[1]:
+            return picture
+        shape = (max(height, self.size_hw[0]), max(width, self.size_hw[1]), *picture.shape[2:])
+        filled = np.empty(shape, picture.dtype)
+        filled[...] = value
+        filled[:height, :width] = picture
+        return filled
+
+
+def clip_boxes(boxes_xyxy: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Returns (N, 4) boxes cut off at the border of an image of this (height, width)."""
+    height, width = size_hw
+    return boxes_xyxy.clip(0, np.array([width, height] * 2, boxes_xyxy.dtype))
+
+
+def scaled_size_hw(size_hw: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Returns (height, width) times a factor, rounded half up as mmcv does; each side is at least 1."""
+    return max(1, int(size_hw[0] * scale + 0.5)), max(1, int(size_hw[1] * scale + 0.5))
+
+
+def keep_ratio_size_hw(size_hw: tuple[int, int], edges: tuple[int, int]) -> tuple[int, int]:
+    """Returns the largest size of the same shape whose short and long edge stay within two bounds.
+
+    Args:
+        size_hw: (height, width) of the image.
+        edges: two bounds in pixels; the smaller one is for the short edge, the larger one for the long edge.
+    """
+    scale = min(min(edges) / min(size_hw), max(edges) / max(size_hw))
+    return scaled_size_hw(size_hw, scale)
+
+
+def load_albumentations() -> Any:  # noqa: ANN401 - albumentations is untyped
+    """Imports albumentations without its look for updates on the network."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    return albumentations
+
+
+def _cv2() -> Any:  # noqa: ANN401 - cv2 is untyped here
+    import cv2
+
+    return cv2

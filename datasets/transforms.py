@@ -1,0 +1,339 @@
+"""Training augmentation and test-time resizing, every random number drawn from the sample's own seed.
+
+A sample's parameters depend on (seed, epoch, index) alone: not on the worker that happens to load it, nor on what was
+loaded before. Drawing comes first and gives a list of operations; applying them is exact and repeatable.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from swin_dense.datasets.geometry import (
+    Crop,
+    Flip,
+    Operation,
+    Pad,
+    Resize,
+    keep_ratio_size_hw,
+    load_albumentations,
+)
+from swin_dense.datasets.instances import Instances
+from swin_dense.datasets.labels import IGNORE_INDEX
+from swin_dense.datasets.photometric import draw_photometric
+from swin_dense.errors import ConfigError
+
+# The ImageNet mean, rounded. Published models pad with 0 after normalising, which is the mean colour; padding comes
+# before normalising here, so it uses that colour itself.
+PAD_RGB = (124, 116, 104)
+
+_CROP_TRIES = 10
+_PUBLISHED_SHORT_EDGE = 800
+
+InstanceDraw = Callable[[tuple[int, int], np.random.Generator], Sequence[Operation]]
+"""Draws the operations for an image of a (height, width)."""
+
+
+class InstanceTransform:
+    """Transforms an image and its objects; build it with `instance_training` or `instance_inference`.
+
+    Args:
+        draw: draws the operations of one sample.
+    """
+
+    def __init__(self, draw: InstanceDraw) -> None:
+        self._draw = draw
+        # Imported before workers start, so that they need not spend seconds on it each.
+        load_albumentations()
+
+    def operations(self, size_hw: tuple[int, int], seed: int) -> list[Operation]:
+        """Returns what this seed does to an image of a (height, width), in order, all parameters fixed."""
+        return list(self._draw(size_hw, np.random.default_rng(seed)))
+
+    def __call__(self, image: np.ndarray, instances: Instances, seed: int) -> tuple[np.ndarray, Instances]:
+        """Transforms one sample.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            instances: its objects, boxes in its pixels.
+            seed: as `sample_seed` gives it.
+
+        Returns:
+            new image and objects of the new size; objects that lost their box or mask are left out.
+        """
+        for operation in self.operations((image.shape[0], image.shape[1]), seed):
+            image = operation.image(image)
+            instances = operation.instances(instances)
+        return image, instances
+
+
+@dataclass(frozen=True)
+class MultiScaleResize:
+    """Keeps the ratio; short edge drawn from a list, long edge capped (picklable, so that it can go to workers)."""
+
+    short_edges: tuple[int, ...]
+    max_long_edge: int
+
+    def __call__(self, size_hw: tuple[int, int], generator: np.random.Generator) -> Resize:
+        """Draws the size for an image of a (height, width)."""
+        short_edge = self.short_edges[int(generator.integers(len(self.short_edges)))]
+        return Resize(keep_ratio_size_hw(size_hw, (short_edge, self.max_long_edge)))
+
+
+@dataclass(frozen=True)
+class RangeCrop:
+    """Cuts out a rectangle whose sides are drawn between two bounds, or the whole side where the image is smaller."""
+
+    min_side: int
+    max_side: int
+
+    def __call__(self, size_hw: tuple[int, int], generator: np.random.Generator) -> Crop:
+        """Draws the rectangle for an image of a (height, width)."""
+        crop_hw = tuple(
+            int(generator.integers(min(side, self.min_side), min(side, self.max_side) + 1)) for side in size_hw
+        )
+        return _draw_crop(size_hw, (crop_hw[0], crop_hw[1]), generator)
+
+
+@dataclass(frozen=True)
+class _InstanceTrainingDraw:
+    resize: MultiScaleResize
+    flip_probability: float
+    crop_resize: MultiScaleResize | None
+    crop: RangeCrop
+
+    def __call__(self, size_hw: tuple[int, int], generator: np.random.Generator) -> list[Operation]:
+        operations: list[Operation] = []
+        if generator.random() < self.flip_probability:
+            operations.append(Flip())
+        if self.crop_resize is not None and generator.random() < 0.5:
+            first = self.crop_resize(size_hw, generator)
+            crop = self.crop(first.size_hw, generator)
+            operations += [first, crop]
+            size_hw = crop.size_hw
+        return [*operations, self.resize(size_hw, generator)]
+
+
+@dataclass(frozen=True)
+class _FixedResizeDraw:
+    edges: tuple[int, int]
+
+    def __call__(self, size_hw: tuple[int, int], generator: np.random.Generator) -> list[Operation]:
+        return [Resize(keep_ratio_size_hw(size_hw, self.edges))]
+
+
+def instance_training(
+    short_edges: Sequence[int],
+    max_long_edge: int,
+    flip_probability: float = 0.5,
+    crop_branch: bool = False,
+    crop_short_edges: Sequence[int] | None = None,
+    crop_range: tuple[int, int] | None = None,
+) -> InstanceTransform:
+    """Builds the augmentation of the published detectors: flip, then multi-scale resize, optionally by way of a crop.
+
+    Args:
+        short_edges: lengths in pixels that the short edge is drawn from, for example 480, 512, … 800.
+        max_long_edge: cap of the long edge in pixels, for example 1333.
+        flip_probability: probability of mirroring.
+        crop_branch: with probability one half, first resize the short edge to one of `crop_short_edges` and cut out a
+            rectangle with sides in `crop_range` (the "multi-scale crop" schedule of DETR and Swin).
+        crop_short_edges: see `crop_branch`; None takes the published 400, 500 and 600, which belong to a largest short
+            edge of 800, in proportion to the largest short edge here.
+        crop_range: (least, most), see `crop_branch`; None takes the published 384 to 600 in the same proportion.
+
+    Raises:
+        ConfigError: a length is not positive, a list is empty, the long edge is capped below a short edge, or a
+            probability lies outside 0..1.
+    """
+    _require_probability("flip_probability", flip_probability)
+    _require_edges("short_edges", short_edges, max_long_edge)
+    in_proportion = max(short_edges) / _PUBLISHED_SHORT_EDGE
+    if crop_short_edges is None:
+        crop_short_edges = [max(1, round(edge * in_proportion)) for edge in (400, 500, 600)]
+    if crop_range is None:
+        crop_range = (max(1, round(384 * in_proportion)), max(1, round(600 * in_proportion)))
+    if crop_branch:
+        _require_edges("crop_short_edges", crop_short_edges, max_long_edge)
+    _require_lengths("crop_range", crop_range)
+    if crop_range[0] > crop_range[1]:
+        raise ConfigError(f"augmentation: crop_range must be (least, most), got {crop_range}")
+    crop_resize = MultiScaleResize(tuple(crop_short_edges), max_long_edge) if crop_branch else None
+    return InstanceTransform(
+        _InstanceTrainingDraw(
+            MultiScaleResize(tuple(short_edges), max_long_edge), flip_probability, crop_resize, RangeCrop(*crop_range)
+        )
+    )
+
+
+def instance_inference(short_edge: int, max_long_edge: int) -> InstanceTransform:
+    """Builds the test-time resize: short edge to a length in pixels, long edge capped, ratio kept.
+
+    Raises:
+        ConfigError: a length is not positive, or the cap is below the short edge.
+    """
+    _require_edges("short_edge", [short_edge], max_long_edge)
+    return InstanceTransform(_FixedResizeDraw((short_edge, max_long_edge)))
+
+
+class SemanticTransform:
+    """Transforms an image and its label map; build it with `semantic_training` or `semantic_inference`.
+
+    Args:
+        scale: (long, short) edge bounds in pixels, order free; the ratio is kept.
+        ratio_range: both bounds are multiplied by a number drawn from this range.
+        crop_size_hw: size of the result, cut out or filled up; None leaves the size and the label map as they are.
+        max_category_ratio: a crop is drawn again, up to 10 times, while one class covers this share of it or more.
+        flip_probability: probability of mirroring.
+        photometric: also distort the colours.
+    """
+
+    def __init__(
+        self,
+        scale: tuple[int, int],
+        ratio_range: tuple[float, float] = (1.0, 1.0),
+        crop_size_hw: tuple[int, int] | None = None,
+        max_category_ratio: float = 1.0,
+        flip_probability: float = 0.0,
+        photometric: bool = False,
+    ) -> None:
+        _require_lengths("scale", scale)
+        _require_probability("flip_probability", flip_probability)
+        _require_probability("max_category_ratio", max_category_ratio)
+        if not 0 < ratio_range[0] <= ratio_range[1]:
+            raise ConfigError(f"augmentation: ratio_range must be (least, most), both positive, got {ratio_range}")
+        if crop_size_hw is not None:
+            _require_lengths("crop_size_hw", crop_size_hw)
+        self._scale = scale
+        self._ratio_range = ratio_range
+        self._crop_size_hw = crop_size_hw
+        self._max_category_ratio = max_category_ratio
+        self._flip_probability = flip_probability
+        self._photometric = photometric
+        load_albumentations()
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Transforms one sample.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            label: (H, W) uint8 class indices, 255 ignored.
+            seed: as `sample_seed` gives it.
+
+        Returns:
+            new image and label map. For training both have `crop_size_hw`. For inference the label map is returned as
+            it is: predictions are compared at the original size, as published scores are.
+        """
+        generator = np.random.default_rng(seed)
+        ratio = generator.uniform(*self._ratio_range)
+        edges = (int(self._scale[0] * ratio), int(self._scale[1] * ratio))
+        resize = Resize(keep_ratio_size_hw((image.shape[0], image.shape[1]), (max(1, edges[0]), max(1, edges[1]))))
+        if self._crop_size_hw is None:
+            return resize.image(image), label
+        label = resize.label(label)
+        crop = choose_crop(label, self._crop_size_hw, self._max_category_ratio, generator)
+        operations: list[Operation] = [crop]
+        if generator.random() < self._flip_probability:
+            operations.append(Flip())
+        image = resize.image(image)
+        for operation in operations:
+            image, label = operation.image(image), operation.label(label)
+        if self._photometric:
+            image = draw_photometric(generator)(image)
+        # Last, so that the fill keeps the mean colour.
+        pad = Pad(self._crop_size_hw, PAD_RGB, IGNORE_INDEX)
+        return pad.image(image), pad.label(label)
+
+
+def semantic_training(
+    scale: tuple[int, int] = (2048, 512),
+    ratio_range: tuple[float, float] = (0.5, 2.0),
+    *,
+    crop_size_hw: tuple[int, int],
+    max_category_ratio: float = 0.75,
+    flip_probability: float = 0.5,
+    photometric: bool = True,
+) -> SemanticTransform:
+    """Builds the augmentation of the published segmenters: random scale, crop, flip, colours; see `SemanticTransform`.
+
+    Raises:
+        ConfigError: a length is not positive, or a probability or ratio is out of range.
+    """
+    return SemanticTransform(scale, ratio_range, crop_size_hw, max_category_ratio, flip_probability, photometric)
+
+
+def semantic_inference(scale: tuple[int, int] = (2048, 512)) -> SemanticTransform:
+    """Builds the test-time resize: ratio kept within (long, short) edge bounds; the label map keeps its size.
+
+    Raises:
+        ConfigError: a length is not positive.
+    """
+    return SemanticTransform(scale)
+
+
+def choose_crop(
+    label: np.ndarray, size_hw: tuple[int, int], max_category_ratio: float, generator: np.random.Generator
+) -> Crop:
+    """Draws a crop in which no class covers too much, or the last one drawn after 10 tries.
+
+    Args:
+        label: (H, W) uint8, 255 does not count.
+        size_hw: size of the crop; where the label map is smaller, its whole side is taken.
+        max_category_ratio: a class must cover less than this share; 1 accepts every crop.
+        generator: source of random numbers.
+    """
+    full_hw = (label.shape[0], label.shape[1])
+    crop_hw = (min(size_hw[0], full_hw[0]), min(size_hw[1], full_hw[1]))
+    crop = _draw_crop(full_hw, crop_hw, generator)
+    if max_category_ratio >= 1 or crop_hw == full_hw:
+        return crop
+    for _ in range(_CROP_TRIES):
+        counts = np.bincount(crop.label(label).ravel(), minlength=256)[:IGNORE_INDEX]
+        # A crop of one class alone has the ratio 1, an ignored one none: both are drawn again.
+        if counts.any() and counts.max() / counts.sum() < max_category_ratio:
+            break
+        crop = _draw_crop(full_hw, crop_hw, generator)
+    return crop
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Mixes (seed, epoch, index) into one number in 0..2**64 - 1, so that near inputs give unrelated seeds.
+
+    The mixing step is SplitMix64 (Steele, Lea, Flood 2014).
+    """
+    state = 0
+    for value in (seed, epoch, index):
+        state = (state ^ (value & _MASK_64)) + 0x9E3779B97F4A7C15 & _MASK_64
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK_64
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK_64
+        state ^= state >> 31
+    return state
+
+
+_MASK_64 = 2**64 - 1
+
+
+def _draw_crop(full_hw: tuple[int, int], crop_hw: tuple[int, int], generator: np.random.Generator) -> Crop:
+    top = int(generator.integers(full_hw[0] - crop_hw[0] + 1))
+    left = int(generator.integers(full_hw[1] - crop_hw[1] + 1))
+    return Crop(top, left, crop_hw)
+
+
+def _require_lengths(name: str, lengths: Sequence[int]) -> None:
+    if not lengths or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in lengths):
+        raise ConfigError(f"augmentation: {name} must be whole numbers of pixels, at least 1, got {tuple(lengths)}")
+
+
+def _require_edges(name: str, short_edges: Sequence[int], max_long_edge: int) -> None:
+    _require_lengths(name, short_edges)
+    _require_lengths("max_long_edge", [max_long_edge])
+    if max(short_edges) > max_long_edge:
+        raise ConfigError(
+            f"augmentation: max_long_edge must be at least the largest of {name} ({max(short_edges)}), "
+            f"got {max_long_edge}"
+        )
+
+
+def _require_probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"augmentation: {name} must lie in 0..1, got {value}")
