@@ -19,6 +19,7 @@ from swin_dense.config import STAGE_NAMES, SwinConfig, WindowRule, variant_confi
 from swin_dense.features import FeatureSpec
 from swin_dense.windows import (
     SizeHW,
+    missing_to_multiple,
     pad_to_multiple,
     relative_position_index,
     shift_mask,
@@ -45,8 +46,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_channels, H, W) to a map (B, ceil(H / P), ceil(W / P), C); missing pixels count as 0."""
-        height, width = images.shape[2:]
-        images = functional.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        pad_bottom, pad_right = (missing_to_multiple(size, self.patch_size) for size in images.shape[2:])
+        images = functional.pad(images, (0, pad_right, 0, pad_bottom))
         return self.norm(self.proj(images).permute(0, 2, 3, 1))
 
 

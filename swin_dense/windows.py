@@ -21,8 +21,13 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
         multiple: What the sides of the result divide by.
     """
     height, width = x.shape[1:3]
-    pad_bottom, pad_right = -height % multiple, -width % multiple
+    pad_bottom, pad_right = missing_to_multiple(height, multiple), missing_to_multiple(width, multiple)
     return functional.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
+
+
+def missing_to_multiple(size: int, multiple: int) -> int:
+    """How much a size lacks to its next multiple: `-size % multiple`, in a form that suits symbolic sizes."""
+    return (size + multiple - 1) // multiple * multiple - size
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
@@ -104,7 +109,7 @@ def _build_shift_mask(
     regions = rows[:, None] * 3 + columns[None, :]
     regions = window_partition(regions[None, :, :, None], window_size)[0, :, :, 0]
     differs = regions[:, :, None] != regions[:, None, :]
-    return differs.to(dtype) * value
+    return differs.to(dtype).masked_fill(differs, value)
 
 
 @lru_cache(maxsize=16)  # the sizes of all stages of a few image sizes

@@ -71,7 +71,7 @@ class InstanceTask(Task[InstanceSample, InstanceBatch, InstancePrediction]):
             annotations, images = annotations or found_annotations, images or found_images
         return annotations, images
 
-    def batch_groups(self, dataset: CocoDataset) -> np.ndarray:  # type: ignore[override]
+    def batch_groups(self, dataset: CocoDataset) -> np.ndarray:
         """Wide images apart from tall ones, so that less of a batch is padding."""
         return (dataset.aspect_ratios > 1).astype(np.int64)
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Protocol
+from typing import Protocol, cast
 
 from swin_dense.errors import SwinDenseError
 
@@ -90,7 +90,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _command(name: str) -> Command:
-    return import_module(f"swin_dense.tools.{name}")  # type: ignore[return-value]
+    return cast(Command, import_module(f"swin_dense.tools.{name}"))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     from swin_dense.tools.tables import write_json
     from swin_dense.training.distributed import process_from_environment
 
-    predictor: Any = load_predictor(arguments.model, process_from_environment(arguments.device).device)
+    device = process_from_environment(arguments.device).device
+    predictor: Any = load_predictor(arguments.model, device, [f"inference.drawn_score={arguments.score}"])
     found: list[dict[str, Any]] = []
     for path, name in track(list(zip(paths, named_apart(paths), strict=True)), "predicting"):
         image = read_image(path)
@@ -48,7 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
         drawn = arguments.out / "pictures" / f"{name}.png"
         drawn.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(predictor, InstancePredictor):
-            predictor.drawn_score = arguments.score
             found += as_results(path, prediction, predictor.label_map)
         else:
             labels = arguments.out / "labels" / f"{name}.png"

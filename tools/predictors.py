@@ -121,15 +121,14 @@ class InstancePredictor(Predictor[InstancePrediction]):
     Args:
         model: In evaluation mode, on `device`.
         label_map: Its classes.
-        settings: How images are resized.
+        settings: How images are resized, and from which score on objects are drawn.
         device: Where the model is.
     """
-
-    drawn_score = 0.5  # lower ones are kept in the results but would clutter a picture
 
     def __init__(self, model: MaskRCNN, label_map: LabelMap, settings: InferenceSettings, device: torch.device) -> None:
         super().__init__(label_map, instance_inference(settings.short_edge, settings.max_long_edge), device)
         self.model = model
+        self.drawn_score = settings.drawn_score
 
     @torch.inference_mode()
     def predict(self, image: Tensor, original_size_hw: SizeHW) -> InstancePrediction:

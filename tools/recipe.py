@@ -90,16 +90,18 @@ class AugmentationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceSettings:
-    """How images are resized in evaluation and prediction. Lengths in pixels.
+    """How images are resized in evaluation and prediction, and what is drawn. Lengths in pixels.
 
     Attributes:
         short_edge: Instance: length of the short edge.
         max_long_edge: Instance: cap of the long edge.
+        drawn_score: Instance: pictures show the objects from this score on; results hold all of them.
         scale: Semantic: (long, short) edge bounds.
     """
 
     short_edge: int = 800
     max_long_edge: int = 1333
+    drawn_score: float = 0.5
     scale: tuple[int, int] = (2048, 512)
 
 
@@ -233,10 +235,10 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str], where: str)
     Raises:
         ConfigError: A key or value is wrong.
     """
-    values = plain(values)
+    changed: dict[str, Any] = plain(values)
     for assignment in overrides:
-        override(values, assignment, Recipe)
-    return build(Recipe, values, where)
+        override(changed, assignment, Recipe)
+    return build(Recipe, changed, where)
 
 
 def find_recipe(name_or_path: str) -> Path:

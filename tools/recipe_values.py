@@ -1,4 +1,4 @@
-"""Plain values, from YAML or the command line, into typed dataclasses, with a helpful word on everything that is wrong."""
+"""Plain values, from YAML or the command line, into typed dataclasses, with a word on everything that is wrong."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def print_table(title: str, rows: Mapping[str, float | None | Mapping[str, float | None]]) -> None:
+def print_table(title: str, rows: Mapping[str, float | Mapping[str, float | None] | None]) -> None:
     """Print names with their values, or with several named values each; None is printed as n/a.
 
     Args:

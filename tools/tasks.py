@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from swin_dense.config import SwinConfig, variant_config
 from swin_dense.datasets.labels import LabelMap
@@ -19,6 +18,7 @@ from swin_dense.tools.predictors import Predictor
 from swin_dense.tools.recipe import Recipe
 
 Sample = TypeVar("Sample")
+Sample_co = TypeVar("Sample_co", covariant=True)
 Batch = TypeVar("Batch")
 Prediction = TypeVar("Prediction")
 Scores = dict[str, Any]
@@ -38,7 +38,7 @@ class Task(ABC, Generic[Sample, Batch, Prediction]):
         self.recipe = recipe
 
     @abstractmethod
-    def training_data(self) -> Dataset[Sample]:
+    def training_data(self) -> LabelledImages[Sample]:
         """The augmented training set."""
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Task(ABC, Generic[Sample, Batch, Prediction]):
         """The validation set, whose classes must be these."""
 
     @abstractmethod
-    def batch_groups(self, dataset: Dataset[Sample]) -> np.ndarray | None:
+    def batch_groups(self, dataset: Any) -> np.ndarray | None:  # noqa: ANN401 - the task's own
         """(N,) integers: a batch holds images of one group only; None makes no difference."""
 
     @abstractmethod
@@ -93,6 +93,18 @@ class Task(ABC, Generic[Sample, Batch, Prediction]):
         if self.recipe.data is None:
             raise ConfigError("no data folder: add data=/path/to/the/data/set to the command line.")
         return Path(self.recipe.data)
+
+
+class LabelledImages(Protocol[Sample_co]):
+    """A training set and its classes."""
+
+    label_map: LabelMap
+
+    def __len__(self) -> int:
+        """How many images."""
+
+    def __getitem__(self, key: Any, /) -> Sample_co:  # noqa: ANN401
+        """The augmented image of key (epoch, index)."""
 
 
 class ValidationData(ABC, Generic[Prediction]):

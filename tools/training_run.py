@@ -1,4 +1,4 @@
-"""One training run: data, model and optimiser from a recipe, and what happens at each log, checkpoint and evaluation."""
+"""One training run: data, model and optimiser from a recipe, and what each log, checkpoint and evaluation does."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from swin_dense.datasets.batches import TrainingBatches, batches_per_epoch
-from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import ConfigError
 from swin_dense.heads.model_file import save_model
 from swin_dense.tools.evaluation import default_workers, evaluate, flat, spread
@@ -48,8 +47,8 @@ class TrainingRun:
         self.folder = folder
         self.process = process
         self.task = task_of(recipe)
-        self.training_data: Any = self.task.training_data()
-        self.label_map: LabelMap = self.training_data.label_map
+        self.training_data = self.task.training_data()
+        self.label_map = self.training_data.label_map
         self.validation = self.task.validation_data(self.label_map)
         self.groups = self.task.batch_groups(self.training_data)
         self.micro_batch_size, self.accumulation_steps = split_batch(recipe, process.world_size)
@@ -131,10 +130,10 @@ class TrainingRun:
             start_batch=start_step * self.accumulation_steps,
             num_batches=(self.total_steps - start_step) * self.accumulation_steps,
         )
-        data: Dataset[Any] = self.training_data
-        return DataLoader(
-            data,
-            batch_sampler=batches,  # type: ignore[arg-type] - keys are (epoch, index)
+        loader: Any = DataLoader  # its types know of integer keys only; ours are (epoch, index)
+        return loader(
+            self.training_data,
+            batch_sampler=batches,
             collate_fn=self.task.collate,
             num_workers=self.workers,
             pin_memory=self.process.device.type == "cuda",
@@ -203,12 +202,13 @@ class TrainingRun:
         return loaded.state.step
 
     def _summary(self) -> str:
-        settings, parameters = self.recipe.optimizer, sum(p.numel() for p in self.model.parameters())
+        process, settings = self.process, self.recipe.optimizer
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        images = f"{len(self.training_data)} training and {len(self.validation.paths)} validation images"
+        shares = f"{process.world_size} x {self.micro_batch_size} x {self.accumulation_steps}"
         lines = [
-            f"{self.recipe.task}: {len(self.training_data)} training and {len(self.validation.paths)} validation images, "
-            f"{len(self.label_map)} classes; {self.recipe.model.variant}, {parameters / 1e6:.1f} M parameters",
-            f"{self.total_steps} steps of {settings.batch_size} images "
-            f"({self.process.world_size} x {self.micro_batch_size} x {self.accumulation_steps}) on {self.process.device}, "
+            f"{images}, {len(self.label_map)} classes; {parameters / 1e6:.1f} M parameters",
+            f"{self.total_steps} steps of {settings.batch_size} images ({shares}) on {process.device}, "
             f"learning rate {settings.learning_rate:g}",
         ]
         if self.recipe.model.weights is None:
@@ -244,7 +244,7 @@ def split_batch(recipe: Recipe, world_size: int) -> tuple[int, int]:
 def resolve_precision(
     wanted: Literal["auto", "float32", "bfloat16"], device: torch.device
 ) -> Literal["float32", "bfloat16"]:
-    """ "auto" is bfloat16 on a GPU that has it, float32 elsewhere."""
+    """The precision to train in: what is wanted, or for "auto" bfloat16 on a GPU that has it and float32 elsewhere."""
     if wanted != "auto":
         return wanted
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
