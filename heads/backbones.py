@@ -68,7 +68,7 @@ class Normalize(nn.Module):
             ConfigError: The number of channels or the dtype is wrong.
         """
         channels = self.mean.shape[0]
-        if images.shape[-3] != channels or not images.is_floating_point():
+        if images.ndim < 3 or images.shape[-3] != channels or not images.is_floating_point():
             raise ConfigError(
                 f"images must be ({channels}, H, W) floats in [0, 1], "
                 f"got {tuple(images.shape)} of {images.dtype}; divide 8-bit pictures by 255."

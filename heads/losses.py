@@ -53,7 +53,7 @@ def box_losses(class_logits: Tensor, deltas: Tensor, labels: Tensor, delta_targe
     count = max(len(labels), 1)
     class_loss = functional.cross_entropy(class_logits, labels, reduction="sum") / count
     rows = (labels > 0).nonzero().squeeze(1)
-    chosen = deltas.view(len(labels), -1, 4)[rows, labels[rows]]
+    chosen = deltas.view(*class_logits.shape, 4)[rows, labels[rows]]
     return class_loss, functional.l1_loss(chosen, delta_targets[rows], reduction="sum") / count
 
 

@@ -44,13 +44,15 @@ def paste_window(mask: Tensor, box: Tensor, window: Box) -> Tensor:
     """
     top, left, bottom, right = window
     x1, y1, x2, y2 = box.unbind()
-    y = torch.arange(top, bottom, device=mask.device, dtype=mask.dtype) + 0.5
-    x = torch.arange(left, right, device=mask.device, dtype=mask.dtype) + 0.5
-    smallest = torch.finfo(mask.dtype).tiny  # a box without width has no pixels rather than nan
-    y = (y - y1) / (y2 - y1).clamp(min=smallest) * 2 - 1
-    x = (x - x1) / (x2 - x1).clamp(min=smallest) * 2 - 1
+    y = _relative(torch.arange(top, bottom, device=mask.device, dtype=mask.dtype) + 0.5, y1, y2)
+    x = _relative(torch.arange(left, right, device=mask.device, dtype=mask.dtype) + 0.5, x1, x2)
     grid = torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))), dim=-1)
     return functional.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]
+
+
+def _relative(centres: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Pixel centres in the frame of a box, -1 to 1 inside; 2 is far outside, as all are of a box without extent."""
+    return torch.where(end > start, (centres - start) / (end - start) * 2 - 1, 2).clamp(-2, 2)
 
 
 def masks_to_rle(masks: Tensor, boxes: Tensor, size_hw: tuple[int, int]) -> list[dict[str, object]]:

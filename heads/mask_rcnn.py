@@ -151,10 +151,12 @@ def pad_to_batch(images: Sequence[Tensor], divisor: int) -> ImageList:
         divisor: The sides of the batch divide by it.
 
     Raises:
-        ConfigError: There are no images.
+        ConfigError: There are no images, or one has not three dimensions.
     """
     if not images:
         raise ConfigError("the model needs at least one image, got an empty list.")
+    if any(image.ndim != 3 for image in images):
+        raise ConfigError(f"images must be (channels, H, W) each, got {[tuple(image.shape) for image in images]}.")
     sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
     height = _round_up(max(height for height, _ in sizes_hw), divisor)
     width = _round_up(max(width for _, width in sizes_hw), divisor)
@@ -180,8 +182,12 @@ def check_target(target: Target, index: int, size_hw: tuple[int, int], num_class
         if tuple(value.shape) != wanted_shapes[name]:
             message = f"target {index}: {name} must have shape {wanted_shapes[name]}, got {tuple(value.shape)}"
             raise DataError(f"{message}; boxes, labels and masks hold one row per object, masks the image's size.")
-    if labels.dtype != torch.int64 or not boxes.is_floating_point():
-        raise DataError(f"target {index}: labels must be int64 and boxes float, got {labels.dtype} and {boxes.dtype}.")
+    if "iscrowd" in target and tuple(target["iscrowd"].shape) != (len(boxes),):
+        got = tuple(target["iscrowd"].shape)
+        raise DataError(f"target {index}: iscrowd must have shape {(len(boxes),)}, got {got}; one value per object.")
+    if labels.dtype != torch.int64 or not boxes.is_floating_point() or masks.dtype not in (torch.uint8, torch.bool):
+        got = f"{labels.dtype}, {boxes.dtype} and {masks.dtype}"
+        raise DataError(f"target {index}: labels must be int64, boxes float and masks uint8 or bool, got {got}.")
     if boxes.is_cuda or len(boxes) == 0:
         return
     if labels.min() < 0 or labels.max() >= num_classes:
@@ -189,6 +195,8 @@ def check_target(target: Target, index: int, size_hw: tuple[int, int], num_class
             f"target {index}: labels must be 0 to {num_classes - 1} (0-based, background not counted), "
             f"got {labels.min()} to {labels.max()}."
         )
+    if masks.max() > 1:
+        raise DataError(f"target {index}: masks must be 0 or 1, got {int(masks.max())}; divide or compare them first.")
     good = boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     if not good.all():
         row = int((~good).nonzero()[0])
@@ -228,6 +236,7 @@ def mask_rcnn(
     score_threshold: float = 0.05,
     max_detections: int = 100,
     anchor_scale: float = 8.0,
+    samples_per_image: int = 512,
     style: Style = "published",
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
@@ -244,6 +253,7 @@ def mask_rcnn(
         score_threshold: Detections at or below it are dropped.
         max_detections: The most detections of one image.
         anchor_scale: Anchor side over stride; smaller for small objects.
+        samples_per_image: Proposals that the box head is trained on, a quarter of them objects.
         style: "published" is the network of the published Swin detectors. "torchvision" keeps torchvision's own
             anchors, pooling, losses and mask pasting, for checkpoints trained with them.
         image_mean: Of each channel; None is ImageNet's.
@@ -278,6 +288,7 @@ def mask_rcnn(
             fpn_channels,
             box_head_channels,
             mask_head_channels,
+            samples_per_image,
             score_threshold,
             max_detections,
         ),
@@ -294,6 +305,7 @@ def mask_rcnn(
             "score_threshold": score_threshold,
             "max_detections": max_detections,
             "anchor_scale": anchor_scale,
+            "samples_per_image": samples_per_image,
             "style": style,
             "image_mean": list(image_mean) if image_mean else None,
             "image_std": list(image_std) if image_std else None,

@@ -60,7 +60,7 @@ class BoxCoder(detection.BoxCoder):
         Returns:
             (N, 4 K) boxes xyxy.
         """
-        deltas = at_least_float32(rel_codes).view(len(boxes), -1, 4)
+        deltas = at_least_float32(rel_codes).view(len(boxes), rel_codes.shape[1] // 4, 4)
         boxes = boxes.to(deltas.dtype)
         centre = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
         size = boxes[:, None, 2:] - boxes[:, None, :2]

@@ -8,8 +8,8 @@ The file is safetensors: tensors and text, nothing that could be executed. The t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from swin_dense.config import SwinConfig
 from swin_dense.errors import CheckpointError, ConfigError
 from swin_dense.heads.mask_rcnn import MaskRCNN, mask_rcnn
 from swin_dense.heads.upernet import UPerNet, upernet
+from swin_dense.training.atomic_file import atomic_write
 
 BUILDERS: dict[str, Callable[..., MaskRCNN | UPerNet]] = {"mask_rcnn": mask_rcnn, "upernet": upernet}
 _METADATA_KEY = "swin_dense"
@@ -33,16 +34,12 @@ def save_model(path: str | Path, model: MaskRCNN | UPerNet, about: Mapping[str, 
         model: What to write.
         about: Plain JSON types that travel with it, such as {"labels": …, "recipe": …}.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    path = Path(path)
-    text = json.dumps({"format": _FORMAT, "architecture": model.architecture, **about})
+    text = json.dumps({**about, "format": _FORMAT, "architecture": model.architecture})
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.writing")
-    save_file(tensors, temporary, metadata={_METADATA_KEY: text})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with atomic_write(Path(path)) as file:
+        file.write(save(tensors, metadata={_METADATA_KEY: text}))
 
 
 def load_model(path: str | Path) -> tuple[MaskRCNN | UPerNet, dict[str, Any]]:
@@ -55,7 +52,10 @@ def load_model(path: str | Path) -> tuple[MaskRCNN | UPerNet, dict[str, Any]]:
         CheckpointError: The file is missing, damaged, or not written by `save_model`.
     """
     about = read_about(path)
-    model = build_model(about["architecture"])
+    try:
+        model = build_model(about["architecture"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     _load_all(model, path)
     return model.eval(), about
 
@@ -82,9 +82,15 @@ def read_about(path: str | Path) -> dict[str, Any]:
             f"{path}: holds weights but not what model they belong to; "
             "build the model yourself and use load_weights(model, path)."
         )
-    about = json.loads(text)
-    if about.get("format") != _FORMAT:
-        raise CheckpointError(f"{path}: format {about.get('format')!r}; this version reads format {_FORMAT}.")
+    try:
+        about = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the text beside the weights is damaged ({error}).") from None
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != _FORMAT:
+        raise CheckpointError(f"{path}: format {found!r}; this version reads format {_FORMAT}.")
+    if not isinstance(about.get("architecture"), dict):
+        raise CheckpointError(f"{path}: the text beside the weights has no architecture.")
     return about
 
 
@@ -98,7 +104,12 @@ def build_model(architecture: Mapping[str, Any]) -> MaskRCNN | UPerNet:
     head = settings.pop("head", None)
     if head not in BUILDERS:
         raise ConfigError(f"there is no head {head!r}; known are {', '.join(BUILDERS)}.")
+    if "backbone" not in settings:
+        raise ConfigError(f"the architecture of a {head} needs a backbone.")
     backbone = SwinConfig.from_dict(settings.pop("backbone"))
+    for name in settings:
+        if name not in signature(BUILDERS[head]).parameters:
+            raise ConfigError(f"{head} has no setting {name!r}; the file may come from a newer version.")
     return BUILDERS[head](backbone, **settings)
 
 

@@ -136,7 +136,7 @@ class RoIHeads(TorchvisionRoIHeads):
         """
         counts = [len(image_proposals) for image_proposals in proposals]
         probabilities = functional.softmax(class_logits, dim=-1).split(counts)
-        decoded = self.box_coder.decode(box_regression, proposals).split(counts)
+        decoded = self.box_coder.decode(box_regression, proposals).view(*class_logits.shape, 4).split(counts)
         detections = [
             self._select(image_boxes, image_scores, image_size_hw)
             for image_boxes, image_scores, image_size_hw in zip(decoded, probabilities, image_shapes, strict=True)
@@ -161,6 +161,7 @@ def published_roi_heads(
     channels: int,
     box_head_channels: int,
     mask_head_channels: int,
+    samples_per_image: int,
     score_threshold: float,
     max_detections: int,
 ) -> RoIHeads:
@@ -172,6 +173,7 @@ def published_roi_heads(
         channels: The channels of every level.
         box_head_channels: Width of the two hidden layers of the box head.
         mask_head_channels: Width of the mask head.
+        samples_per_image: Proposals trained on, a quarter of them objects.
         score_threshold: Detections at or below it are dropped.
         max_detections: The most detections of one image.
     """
@@ -181,6 +183,7 @@ def published_roi_heads(
         **modules,
         mask_roi_pool=PyramidRoIAlign(feature_specs, 14),
         **_TRAINING_SETTINGS,
+        batch_size_per_image=samples_per_image,
         score_thresh=score_threshold,
         detections_per_img=max_detections,
     )
@@ -196,6 +199,7 @@ def torchvision_roi_heads(
     channels: int,
     box_head_channels: int,
     mask_head_channels: int,
+    samples_per_image: int,
     score_threshold: float,
     max_detections: int,
 ) -> TorchvisionRoIHeads:
@@ -206,6 +210,7 @@ def torchvision_roi_heads(
         **_head_modules(num_classes, channels, box_head_channels, mask_head_channels),
         mask_roi_pool=MultiScaleRoIAlign(names, output_size=14, sampling_ratio=2),
         **_TRAINING_SETTINGS,
+        batch_size_per_image=samples_per_image,
         score_thresh=score_threshold,
         detections_per_img=max_detections,
     )
@@ -214,7 +219,6 @@ def torchvision_roi_heads(
 _TRAINING_SETTINGS = {
     "fg_iou_thresh": 0.5,
     "bg_iou_thresh": 0.5,
-    "batch_size_per_image": 512,
     "positive_fraction": 0.25,
     "bbox_reg_weights": (10.0, 10.0, 5.0, 5.0),  # one over the published standard deviations .1 .1 .2 .2
     "nms_thresh": 0.5,

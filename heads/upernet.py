@@ -275,8 +275,8 @@ def upernet(
         >>> segmenter(torch.rand(2, 3, 41, 67)).shape
         torch.Size([2, 5, 41, 67])
     """
-    if num_classes < 1:
-        raise ConfigError(f"num_classes must be 1 or more, got {num_classes}.")
+    if not 1 <= num_classes <= IGNORED_LABEL:
+        raise ConfigError(f"num_classes must be 1 to {IGNORED_LABEL}, which marks ignored pixels, got {num_classes}.")
     backbone = as_backbone(backbone)
     specs = backbone.feature_specs
     model = UPerNet(

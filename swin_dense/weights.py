@@ -97,7 +97,7 @@ def load_weights(
         )
     bad = [name for name, value in same_shape.items() if not value.isfinite().all()]
     if bad:
-        raise CheckpointError(f"{source}: {bad[0]} and {len(bad) - 1} more tensors hold values that are not finite.")
+        raise CheckpointError(f"{source}: values that are not finite in {len(bad)} tensors, the first is {bad[0]}.")
     model.load_state_dict(same_shape, strict=False)
     return report
 
