@@ -1,0 +1,137 @@
+"""Tiny data sets, written where a test may write: real files of every kind that the loaders read."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COCO_SIZES_HW = ((41, 67), (59, 37), (47, 53), (31, 61))
+
+
+@dataclass
+class CocoTree:
+    """A COCO data set on disk, whose content a test may change and write again."""
+
+    annotation_file: Path
+    image_folder: Path
+    content: dict[str, Any]
+
+    def write(self) -> None:
+        self.annotation_file.write_text(json.dumps(self.content))
+
+
+@dataclass
+class SemanticTree:
+    """Images and label pictures in ADE20K's folders; the values are 0 to 4."""
+
+    root: Path
+    image_folder: Path
+    label_folder: Path
+
+
+def noise_image(size_hw: tuple[int, int], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def coco_tree(tmp_path: Path) -> CocoTree:
+    folder = tmp_path / "val2017"
+    folder.mkdir()
+    images = []
+    for number, (height, width) in enumerate(COCO_SIZES_HW):
+        name = f"picture_{number}.png"
+        Image.fromarray(noise_image((height, width), number)).save(folder / name)
+        images.append({"id": 10 * number + 3, "file_name": name, "height": height, "width": width})
+    tree = CocoTree(
+        tmp_path / "annotations" / "instances_val2017.json",
+        folder,
+        {"images": images, "annotations": _annotations(), "categories": _categories()},
+    )
+    tree.annotation_file.parent.mkdir()
+    tree.write()
+    return tree
+
+
+def _categories() -> list[dict[str, Any]]:
+    # Ids with gaps and out of order: the loader sorts them.
+    return [{"id": 90, "name": "cup"}, {"id": 1, "name": "dog"}, {"id": 17, "name": "cat"}]
+
+
+def _annotations() -> list[dict[str, Any]]:
+    """Image 3: two polygons and a crowd; 13: text run lengths, two-part polygon; 23: a crowd only; 33: nothing."""
+    from pycocotools import mask as coco_mask
+
+    crowd = np.zeros((41, 67), np.uint8, order="F")
+    crowd[30:40, 40:60] = 1
+    block = np.zeros((59, 37), np.uint8, order="F")
+    block[7:18, 5:29] = 1
+    text = {"size": [59, 37], "counts": coco_mask.encode(block)["counts"].decode()}
+    two_parts = [[3.0, 30.0, 10.0, 30.0, 10.0, 43.0], [15.0, 31.0, 23.0, 31.0, 19.0, 40.0]]
+    whole = {"size": [47, 53], "counts": [0, 47 * 53]}
+    return [
+        _entry(11, 3, 17, [4.0, 6.0, 20.0, 9.0], [[4.0, 6.0, 24.0, 6.0, 24.0, 15.0, 4.0, 15.0]]),
+        _entry(12, 3, 90, [30.0, 2.0, 11.0, 13.0], [[30.0, 2.0, 41.0, 2.0, 41.0, 15.0, 30.0, 15.0]]),
+        _entry(15, 3, 1, [40.0, 30.0, 20.0, 10.0], {"size": [41, 67], "counts": _runs(crowd)}, iscrowd=1),
+        _entry(13, 13, 1, [5.0, 7.0, 24.0, 11.0], text),
+        _entry(14, 13, 90, [3.0, 30.0, 20.0, 13.0], two_parts),
+        _entry(16, 23, 17, [0.0, 0.0, 53.0, 47.0], whole, iscrowd=1),
+    ]
+
+
+def _entry(
+    annotation_id: int, image_id: int, category_id: int, bbox: list[float], segmentation: object, iscrowd: int = 0
+) -> dict[str, Any]:
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": bbox,
+        "segmentation": segmentation,
+        "area": bbox[2] * bbox[3],
+        "iscrowd": iscrowd,
+    }
+
+
+def _runs(mask: np.ndarray) -> list[int]:
+    flat = np.concatenate([[0], mask.ravel(order="F"), [1 - mask.ravel(order="F")[-1]]])
+    changes = np.flatnonzero(np.diff(flat))
+    return np.diff(np.concatenate([[0], changes])).tolist()
+
+
+@pytest.fixture
+def semantic_tree(tmp_path: Path) -> SemanticTree:
+    folders = [tmp_path / "ade" / kind / "training" for kind in ("images", "annotations")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for number, size_hw in enumerate(COCO_SIZES_HW):
+        values = np.random.default_rng(number).integers(0, 5, (5, 5), dtype=np.uint8)
+        label = Image.fromarray(values).resize(size_hw[::-1], Image.Resampling.NEAREST)
+        Image.fromarray(noise_image(size_hw, number)).save(folders[0] / f"scene_{number}.png")
+        label.save(folders[1] / f"scene_{number}.png")
+    return SemanticTree(tmp_path / "ade", *folders)
+
+
+@pytest.fixture
+def make_instances() -> Callable[..., Any]:
+    from swin_dense.datasets.instances import Instances
+
+    def make(size_hw: tuple[int, int], seed: int, count: int = 5) -> Instances:
+        """Filled rectangles: the box of each is exactly the box of its mask, and its label and id tell its row."""
+        generator = np.random.default_rng(seed)
+        height, width = size_hw
+        masks = np.zeros((count, height, width), np.uint8)
+        boxes = np.zeros((count, 4), np.float32)
+        for row in range(count):
+            x1, y1 = int(generator.integers(width - 3)), int(generator.integers(height - 3))
+            x2, y2 = int(generator.integers(x1 + 3, width + 1)), int(generator.integers(y1 + 3, height + 1))
+            masks[row, y1:y2, x1:x2] = 1
+            boxes[row] = x1, y1, x2, y2
+        rows = np.arange(count)
+        return Instances(boxes, rows.astype(np.int64), masks, rows % 2 == 1, (rows + 100).astype(np.int64))
+
+    return make

@@ -1,0 +1,26 @@
+import pytest
+
+from swin_dense.datasets.folders import describe_folder, first_existing, split_names
+from swin_dense.errors import DataError
+
+
+def test_first_existing_takes_the_first_that_is_there(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "c").mkdir()
+    paths = [tmp_path / name for name in "abc"]
+    assert first_existing(paths, lambda path: path.is_dir()) == tmp_path / "b"
+    assert first_existing(paths[:1], lambda path: path.is_dir()) is None
+
+
+def test_describe_folder_lists_what_is_there(tmp_path):
+    assert describe_folder(tmp_path) == "an empty folder"
+    assert describe_folder(tmp_path / "none") == "no such folder"
+    for name in ("b.png", "a.png"):
+        (tmp_path / name).touch()
+    assert describe_folder(tmp_path) == "a.png, b.png"
+
+
+def test_only_train_and_val_are_splits():
+    assert "train2017" in split_names("train") and "validation" in split_names("val")
+    with pytest.raises(DataError, match="split must be 'train' or 'val', got 'test'"):
+        split_names("test")

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swin_dense.datasets.geometry import Crop, Flip, Pad, Resize, keep_ratio_size_hw, scaled_size_hw
+from swin_dense.datasets.instances import Instances
+
+SIZE_HW = (41, 67)
+
+
+def mask_boxes(masks):
+    boxes = []
+    for mask in masks:
+        rows, columns = np.nonzero(mask)
+        boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+def rectangles(size_hw, seed, count):
+    generator = np.random.default_rng(seed)
+    height, width = size_hw
+    x1, y1 = generator.integers(width - 2, size=count), generator.integers(height - 2, size=count)
+    x2, y2 = generator.integers(x1 + 1, width + 1), generator.integers(y1 + 1, height + 1)
+    masks = np.zeros((count, height, width), np.uint8)
+    for mask, *corners in zip(masks, x1, y1, x2, y2, strict=True):
+        mask[corners[1] : corners[3], corners[0] : corners[2]] = 1
+    rows = np.arange(count)
+    return Instances(mask_boxes(masks), rows, masks, rows % 3 == 0, rows + 100)
+
+
+operations = st.lists(
+    st.one_of(
+        st.just(Flip()),
+        st.builds(Resize, st.tuples(st.integers(5, 90), st.integers(5, 90))),
+        st.builds(Pad, st.tuples(st.integers(1, 90), st.integers(1, 90)), st.just((1, 2, 3)), st.just(255)),
+        st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0.2, 1), st.floats(0.2, 1)),
+    ),
+    max_size=4,
+)
+
+
+@given(operations, st.integers(0, 10**6), st.integers(0, 8))
+def test_box_mask_label_crowd_and_id_never_come_apart(steps, seed, count):
+    instances = rectangles(SIZE_HW, seed, count)
+    tolerance = 0.01
+    for step in steps:
+        if isinstance(step, tuple):
+            size_hw = instances.size_hw
+            crop_hw = (max(1, int(size_hw[0] * step[2])), max(1, int(size_hw[1] * step[3])))
+            step = Crop(int((size_hw[0] - crop_hw[0]) * step[0]), int((size_hw[1] - crop_hw[1]) * step[1]), crop_hw)
+        if isinstance(step, Resize):
+            # Nearest sampling moves an edge by less than a pixel of the new frame; later resizes scale that error too.
+            scale = max(new / old for new, old in zip(step.size_hw, instances.size_hw, strict=True))
+            tolerance = tolerance * scale + 1
+        instances = step.instances(instances)
+    assert np.array_equal(instances.labels + 100, instances.annotation_ids)
+    assert np.array_equal(instances.labels % 3 == 0, instances.is_crowd)
+    assert np.abs(instances.boxes_xyxy - mask_boxes(instances.masks)).max(initial=0) <= tolerance
+    assert instances.boxes_xyxy.dtype == np.float32 and instances.labels.dtype == np.int64
+
+
+def test_flip_twice_is_the_identity(make_instances):
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)
+    instances = make_instances(SIZE_HW, seed=0)
+    flip = Flip()
+    assert not np.array_equal(flip.image(image), image)
+    assert np.array_equal(flip.image(flip.image(image)), image)
+    again = flip.instances(flip.instances(instances))
+    assert np.array_equal(again.boxes_xyxy, instances.boxes_xyxy)
+    assert np.array_equal(again.masks, instances.masks)
+
+
+def test_flip_moves_box_and_mask_alike(make_instances):
+    flipped = Flip().instances(make_instances(SIZE_HW, seed=3))
+    assert np.array_equal(flipped.boxes_xyxy, mask_boxes(flipped.masks))
+
+
+def test_resize_equals_cv2_without_antialias():
+    import cv2
+
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)
+    for size_hw in ((19, 23), (101, 83), SIZE_HW):
+        assert np.array_equal(Resize(size_hw).image(image), cv2.resize(image, size_hw[::-1]))
+
+
+def test_resize_of_labels_makes_no_new_value():
+    label = np.random.default_rng(0).choice([0, 3, 7, 255], SIZE_HW).astype(np.uint8)
+    for size_hw in ((19, 23), (101, 83)):
+        resized = Resize(size_hw).label(label)
+        assert resized.shape == size_hw and resized.dtype == np.uint8
+        assert set(np.unique(resized)) <= {0, 3, 7, 255}
+
+
+def test_crop_of_everything_leaves_no_object(make_instances):
+    instances = make_instances(SIZE_HW, seed=0)
+    instances.masks[:, :5, :5] = 0
+    cropped = Crop(0, 0, (5, 5)).instances(instances)
+    assert len(cropped) == 0 and cropped.masks.shape == (0, 5, 5) and cropped.boxes_xyxy.shape == (0, 4)
+
+
+def test_operations_leave_their_input_alone(make_instances):
+    instances = make_instances(SIZE_HW, seed=0)
+    image = np.full((*SIZE_HW, 3), 9, np.uint8)
+    before = instances.boxes_xyxy.copy(), instances.masks.copy()
+    for operation in (Flip(), Resize((20, 30)), Crop(3, 4, (20, 30)), Pad((50, 70), (0, 0, 0), 255)):
+        operation.image(image)
+        operation.instances(instances)
+    assert np.array_equal(before[0], instances.boxes_xyxy) and np.array_equal(before[1], instances.masks)
+    assert (image == 9).all()
+
+
+def test_pad_fills_image_and_label_at_bottom_and_right():
+    pad = Pad((5, 9), (124, 116, 104), 255)
+    image, label = pad.image(np.zeros((7, 6, 3), np.uint8)), pad.label(np.zeros((7, 6), np.uint8))
+    assert image.shape == (7, 9, 3) and image[0, 8].tolist() == [124, 116, 104] and not image[:, :6].any()
+    assert label.shape == (7, 9) and (label[:, 6:] == 255).all() and not label[:, :6].any()
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "edges", "expected"),
+    [
+        ((480, 640), (800, 1333), (800, 1067)),
+        ((640, 480), (800, 1333), (1067, 800)),
+        ((427, 640), (800, 1333), (800, 1199)),
+        ((300, 900), (800, 1333), (444, 1333)),
+        ((683, 512), (2048, 512), (683, 512)),
+        ((128, 128), (112, 200), (112, 112)),
+        ((3, 5000), (800, 1333), (1, 1333)),
+    ],
+)
+def test_keep_ratio_size_follows_mmcv(size_hw, edges, expected):
+    assert keep_ratio_size_hw(size_hw, edges) == expected
+
+
+def test_scaled_size_rounds_half_up_and_is_at_least_one():
+    assert scaled_size_hw((5, 1), 0.5) == (3, 1)
+    assert scaled_size_hw((1, 1), 0.01) == (1, 1)

@@ -1,0 +1,168 @@
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swin_dense.datasets.geometry import Crop, Flip, Resize
+from swin_dense.datasets.instances import Instances
+from swin_dense.datasets.transforms import (
+    PAD_RGB,
+    choose_crop,
+    instance_inference,
+    instance_training,
+    sample_seed,
+    semantic_inference,
+    semantic_training,
+)
+from swin_dense.errors import ConfigError
+
+SIZE_HW = (83, 127)
+IMAGE = np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)
+LABEL = np.random.default_rng(1).choice([0, 2, 5, 255], SIZE_HW).astype(np.uint8)
+OFFICIAL = instance_training(tuple(range(480, 801, 32)), 1333, crop_branch=True)
+
+
+def test_sample_seed_is_fixed_and_tells_all_three_inputs_apart():
+    assert sample_seed(0, 0, 0) == sample_seed(0, 0, 0)
+    seeds = {sample_seed(a, b, c) for a in range(8) for b in range(8) for c in range(64)}
+    assert len(seeds) == 8 * 8 * 64
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    # Near inputs give numbers whose bits are half ones, each bit half the time.
+    bits = np.array([[(sample_seed(0, 0, c) >> bit) & 1 for bit in range(64)] for c in range(2000)])
+    assert abs(bits.mean(axis=0) - 0.5).max() < 0.06
+
+
+def test_instance_training_repeats_with_the_seed_and_differs_without(make_instances):
+    transform = instance_training(tuple(range(61, 98)), 150, crop_branch=True, crop_range=(31, 47))
+    instances = make_instances(SIZE_HW, seed=0)
+    first, second = (transform(IMAGE, instances, seed=5) for _ in range(2))
+    assert np.array_equal(first[0], second[0]) and np.array_equal(first[1].masks, second[1].masks)
+    assert len({transform(IMAGE, instances, seed)[0].tobytes() for seed in range(30)}) > 25
+    for seed in range(9):
+        image, changed = transform(IMAGE, instances, seed)
+        assert changed.size_hw == image.shape[:2]
+
+
+@given(st.integers(30, 900), st.integers(30, 900), st.integers(0, 2**64 - 1))
+def test_instance_training_stays_within_the_published_sizes(height, width, seed):
+    operations = OFFICIAL.operations((height, width), seed)
+    if isinstance(operations[0], Flip):
+        operations = operations[1:]
+    resize = operations[-1]
+    assert isinstance(resize, Resize) and max(resize.size_hw) <= 1333
+    assert min(resize.size_hw) <= 800
+    if len(operations) > 1:
+        before, crop, _ = operations
+        assert isinstance(before, Resize) and isinstance(crop, Crop)
+        assert min(before.size_hw) <= 600 and max(before.size_hw) <= 1333
+        for side, size in zip(before.size_hw, crop.size_hw, strict=True):
+            assert min(side, 384) <= size <= min(side, 600)
+        assert crop.top + crop.size_hw[0] <= before.size_hw[0]
+        assert crop.left + crop.size_hw[1] <= before.size_hw[1]
+
+
+def test_crop_branch_and_flip_come_half_the_time_and_every_short_edge_occurs():
+    drawn = [OFFICIAL.operations((480, 640), seed) for seed in range(2000)]
+    assert 0.46 < np.mean([any(isinstance(o, Crop) for o in operations) for operations in drawn]) < 0.54
+    assert 0.46 < np.mean([isinstance(operations[0], Flip) for operations in drawn]) < 0.54
+    edges = {min(operations[-1].size_hw) for operations in drawn if len(operations) == 1}
+    assert edges == set(range(480, 801, 32))
+
+
+def test_small_images_work(make_instances):
+    transform = instance_training((112, 128, 144), 192, crop_branch=True)
+    instances = make_instances((128, 128), seed=0)
+    for seed in range(20):
+        image, changed = transform(np.zeros((128, 128, 3), np.uint8), instances, seed)
+        assert changed.size_hw == image.shape[:2] and max(image.shape) <= 192
+
+
+def test_an_image_may_lose_all_its_objects():
+    transform = instance_training((61,), 150, crop_branch=True, crop_short_edges=(90,), crop_range=(9, 9))
+    masks = np.zeros((1, *SIZE_HW), np.uint8)
+    masks[0, :3, :3] = 1
+    one = Instances(np.array([[0, 0, 3, 3]], np.float32), np.array([4]), masks, np.array([False]), np.array([7]))
+    counts = {len(transform(IMAGE, one, seed)[1]) for seed in range(30)}
+    assert counts == {0, 1}
+
+
+def test_instance_inference_is_the_same_for_every_seed(make_instances):
+    transform = instance_inference(100, 140)
+    instances = make_instances(SIZE_HW, seed=0)
+    images = {transform(IMAGE, instances, seed)[0].tobytes() for seed in range(4)}
+    image, changed = transform(IMAGE, instances, 0)
+    assert len(images) == 1 and image.shape == (91, 140, 3) and changed.size_hw == (91, 140)
+
+
+@pytest.mark.parametrize("crop_hw", [(64, 64), (200, 31), (301, 299)])
+def test_semantic_training_gives_the_crop_size_and_no_new_label(crop_hw):
+    transform = semantic_training((160, 90), crop_size_hw=crop_hw)
+    for seed in range(12):
+        image, label = transform(IMAGE, LABEL, seed)
+        assert image.shape == (*crop_hw, 3) and label.shape == crop_hw
+        assert image.dtype == np.uint8 and label.dtype == np.uint8
+        assert set(np.unique(label)) <= {0, 2, 5, 255}
+
+
+def test_semantic_padding_is_the_mean_colour_and_ignored():
+    image, label = semantic_training((127, 83), (1.0, 1.0), crop_size_hw=(90, 150))(IMAGE, LABEL, 3)
+    assert (image[83:] == PAD_RGB).all() and (image[:, 127:] == PAD_RGB).all()
+    assert (label[83:] == 255).all() and (label[:, 127:] == 255).all()
+
+
+def test_semantic_training_repeats_with_the_seed_and_differs_without():
+    transform = semantic_training((160, 90), crop_size_hw=(64, 64))
+    assert np.array_equal(transform(IMAGE, LABEL, 9)[0], transform(IMAGE, LABEL, 9)[0])
+    assert len({transform(IMAGE, LABEL, seed)[0].tobytes() for seed in range(20)}) == 20
+
+
+def test_semantic_inference_resizes_the_image_and_keeps_the_label():
+    image, label = semantic_inference((254, 100))(IMAGE, LABEL, 0)
+    assert image.shape == (100, 153, 3) and np.array_equal(label, LABEL)
+
+
+def test_choose_crop_avoids_one_class_and_does_not_count_ignored():
+    label = np.zeros((40, 80), np.uint8)
+    label[:, 60:] = np.arange(40)[:, None] % 2 + 1
+    label[:, 20:40] = 255
+
+    def share(crop):
+        counts = np.bincount(crop.label(label).ravel(), minlength=256)[:255]
+        return counts.max() / max(1, counts.sum())
+
+    def mixed(ratio):
+        crops = [choose_crop(label, (20, 20), ratio, np.random.default_rng(seed)) for seed in range(200)]
+        return np.mean([share(crop) < 0.75 for crop in crops])
+
+    assert mixed(0.75) > 0.9 > 0.6 > mixed(1.0)
+
+
+def test_transforms_can_be_sent_to_workers():
+    for transform in (OFFICIAL, semantic_training(crop_size_hw=(64, 64))):
+        assert type(pickle.loads(pickle.dumps(transform))) is type(transform)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: instance_training((), 100), "short_edges must be whole numbers of pixels"),
+        (lambda: instance_training((800,), 600), r"at least the largest of short_edges \(800\), got 600"),
+        (lambda: instance_training((80,), 100, flip_probability=1.5), r"flip_probability must lie in 0\.\.1, got 1\.5"),
+        (lambda: instance_training((80,), 100, crop_range=(9, 5)), r"crop_range must be \(least, most\)"),
+        (lambda: instance_inference(0, 100), "short_edge must be whole numbers"),
+        (lambda: semantic_training(crop_size_hw=(0, 64)), "crop_size_hw must be whole numbers"),
+        (lambda: semantic_training(ratio_range=(0, 2), crop_size_hw=(64, 64)), "ratio_range must be"),
+    ],
+)
+def test_wrong_settings_are_refused(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()
+
+
+def test_crop_branch_defaults_are_the_published_ones_in_proportion():
+    small = [instance_training((100, 200), 333, crop_branch=True).operations((1000, 1000), seed) for seed in range(200)]
+    crops = [operations[-3:] for operations in small if len(operations) >= 3]
+    assert {before.size_hw[0] for before, _, _ in crops} == {100, 125, 150}
+    assert {side for _, crop, _ in crops for side in crop.size_hw} <= set(range(96, 151))
