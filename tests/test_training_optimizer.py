@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import nn
+
+from swin_dense.errors import ConfigError
+from swin_dense.training.optimizer import build_optimizer, parameter_groups
+
+PUBLISHED_SUBSTRINGS = ("norm", "relative_position_bias_table", "absolute_pos_embed")
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
+        self.qkv = nn.Linear(4, 12)
+
+
+class Backbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.absolute_pos_embed = nn.Parameter(torch.zeros(1, 4, 2, 2))
+        self.patch_embed = nn.Conv2d(3, 4, 2)
+        self.norm1 = nn.LayerNorm(4)
+        self.attn = Attention()
+
+
+class Segmenter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = Backbone()
+        self.conv = nn.Conv2d(4, 5, 3)
+        self.bn = nn.BatchNorm2d(5)
+
+
+def names_of(groups):
+    return {group["weight_decay"]: [name for name, _ in group["params"]] for group in groups}
+
+
+def test_parameter_groups_equal_the_published_name_rule_on_modules_so_named():
+    model = Segmenter()
+    names = [name for name, _ in model.named_parameters()]
+    exempt = [name for name in names if any(piece in name for piece in PUBLISHED_SUBSTRINGS)]
+    assert names_of(parameter_groups(model, weight_decay=0.05)) == {
+        0.05: [name for name in names if name not in exempt],
+        0.0: exempt,
+    }
+
+
+def test_parameter_groups_go_by_role_not_by_name():
+    model = nn.ModuleDict({"first": nn.LayerNorm(3), "batch_norm": nn.BatchNorm1d(3), "normaliser": nn.Linear(3, 3)})
+    groups = names_of(parameter_groups(model, weight_decay=0.01))
+    assert groups[0.0] == ["first.weight", "first.bias"]
+    assert groups[0.01] == ["batch_norm.weight", "batch_norm.bias", "normaliser.weight", "normaliser.bias"]
+
+
+def test_parameter_groups_leave_out_frozen_parameters_and_empty_groups():
+    model = Segmenter()
+    model.backbone.requires_grad_(False)
+    groups = parameter_groups(model, weight_decay=0.05)
+    assert [group["weight_decay"] for group in groups] == [0.05]
+    assert [name for name, _ in groups[0]["params"]] == ["conv.weight", "conv.bias", "bn.weight", "bn.bias"]
+
+
+def test_parameter_groups_hold_a_shared_parameter_once():
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    model["b"].weight = model["a"].weight
+    (group,) = parameter_groups(model, weight_decay=0.1)
+    assert [name for name, _ in group["params"]] == ["a.weight", "a.bias", "b.bias"]
+
+
+def test_build_optimizer_decays_only_the_first_group():
+    model = Segmenter()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    optimizer = build_optimizer(model, learning_rate=0.1, weight_decay=0.5)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert model.bn.weight.eq(0.95).all() and model.conv.bias.eq(0.95).all()
+    assert model.backbone.norm1.weight.eq(1.0).all() and model.backbone.attn.relative_position_bias_table.eq(1.0).all()
+
+
+def test_build_optimizer_state_names_the_parameters():
+    optimizer = build_optimizer(nn.Linear(2, 2), learning_rate=1e-4, weight_decay=0.05)
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
+
+
+def test_build_optimizer_refuses_a_frozen_model():
+    with pytest.raises(ConfigError, match=r"no trainable parameter.*Unfreeze"):
+        build_optimizer(nn.Linear(2, 2).requires_grad_(False), learning_rate=1e-4, weight_decay=0.05)
+
+
+def test_build_optimizer_refuses_a_negative_learning_rate():
+    with pytest.raises(ConfigError, match="learning rate"):
+        build_optimizer(nn.Linear(2, 2), learning_rate=-1.0, weight_decay=0.05)
