@@ -1,0 +1,140 @@
+import math
+
+import pytest
+import torch
+from torchvision.ops import roi_align
+
+from swin_dense.heads.losses import (
+    IGNORED_LABEL,
+    box_losses,
+    mask_loss,
+    mask_targets,
+    proposal_losses,
+    segmentation_loss,
+)
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def binary_cross_entropy(logit, target):
+    return math.log(1 + math.exp(-logit)) if target else math.log(1 + math.exp(logit))
+
+
+def cross_entropy(logits, label):
+    return math.log(sum(map(math.exp, logits))) - logits[label]
+
+
+def test_proposal_losses_follow_the_closed_form():
+    logits, deltas, wanted = random(11), random(11, 4, seed=1), random(11, 4, seed=2)
+    labels = torch.tensor([1.0, 0, -1, 1, 0, 0, -1, 1, 0, 0, 0])
+    positive, sampled = torch.tensor([0, 7]), torch.tensor([0, 7, 1, 4, 10])
+    objectness_loss, box_loss = proposal_losses(logits, deltas, labels, wanted, positive, sampled)
+    entropy = sum(binary_cross_entropy(float(logits[row]), int(labels[row])) for row in sampled.tolist())
+    distance = sum(float((deltas[row] - wanted[row]).abs().sum()) for row in positive.tolist())
+    assert float(objectness_loss) == pytest.approx(entropy / 5)
+    assert float(box_loss) == pytest.approx(distance / 5)
+
+
+def test_proposal_losses_without_samples_or_objects_are_zero_with_gradients():
+    logits, deltas = random(5).requires_grad_(), random(5, 4).requires_grad_()
+    none = torch.zeros(0, dtype=torch.int64)
+    losses = proposal_losses(logits, deltas, torch.zeros(5), torch.full((5, 4), -math.inf), none, none)
+    assert [float(loss.detach()) for loss in losses] == [0.0, 0.0]
+    sum(losses).backward()
+    assert not logits.grad.any() and not deltas.grad.any()
+
+
+def test_box_losses_follow_the_closed_form():
+    logits, deltas, wanted = random(7, 4), random(7, 16, seed=1), random(7, 4, seed=2)
+    labels = torch.tensor([0, 3, 1, 0, 2, 0, 3])
+    class_loss, box_loss = box_losses(logits, deltas, labels, wanted)
+    entropy = sum(cross_entropy(row.tolist(), label) for row, label in zip(logits, labels.tolist(), strict=True))
+    distance = 0.0
+    for row, label in enumerate(labels.tolist()):
+        if label > 0:
+            distance += float((deltas[row, 4 * label : 4 * label + 4] - wanted[row]).abs().sum())
+    assert float(class_loss) == pytest.approx(entropy / 7)
+    assert float(box_loss) == pytest.approx(distance / 7)
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_box_losses_without_objects_are_finite_with_gradients(count):
+    logits, deltas = random(count, 3).requires_grad_(), random(count, 12).requires_grad_()
+    wanted = torch.full((count, 4), -math.inf, dtype=torch.float64)
+    class_loss, box_loss = box_losses(logits, deltas, torch.zeros(count, dtype=torch.int64), wanted)
+    (class_loss + box_loss).backward()
+    assert float(box_loss.detach()) == 0.0 and math.isfinite(float(class_loss.detach()))
+    assert not deltas.grad.any() and bool(logits.grad.any()) == bool(count)
+
+
+def test_mask_targets_are_the_aligned_and_thresholded_objects():
+    masks = (random(3, 41, 53) > 0).to(torch.uint8)
+    boxes = torch.tensor([[3.2, 4.1, 30.7, 39.0], [0, 0, 53, 41], [20, 10, 22, 12], [-5, -4, 9, 60]]).double()
+    matched = torch.tensor([2, 0, 1, 2])
+    targets = mask_targets(masks, boxes, matched, 28)
+    assert targets.shape == (4, 28, 28) and targets.unique().tolist() == [0, 1]
+    for target, box, index in zip(targets, boxes, matched, strict=True):
+        pixels = masks[index][None, None].double()
+        soft = roi_align(pixels, [box[None]], 28, spatial_scale=1.0, sampling_ratio=0, aligned=True)[0, 0]
+        assert torch.equal(target, (soft >= 0.5).double())
+
+
+def test_mask_targets_of_a_whole_cell_box_are_the_mask_itself():
+    masks = (random(2, 14, 14) > 0).to(torch.uint8)
+    boxes = torch.tensor([[0.0, 0, 14, 14]])
+    assert torch.equal(mask_targets(masks, boxes, torch.tensor([1]), 14)[0], masks[1].float())
+    masks_before, boxes_before = masks.clone(), boxes.clone()
+    mask_targets(masks, boxes, torch.tensor([0]), 7)
+    assert torch.equal(masks, masks_before) and torch.equal(boxes, boxes_before)
+
+
+def test_mask_loss_is_the_mean_entropy_of_the_true_class():
+    logits, labels = random(3, 5, 4, 4), torch.tensor([1, 4, 2])
+    targets = (random(3, 4, 4, seed=3) > 0).double()
+    wanted = [
+        binary_cross_entropy(float(logits[n, labels[n], i, j]), bool(targets[n, i, j]))
+        for n in range(3)
+        for i in range(4)
+        for j in range(4)
+    ]
+    assert float(mask_loss(logits, labels, targets)) == pytest.approx(sum(wanted) / len(wanted))
+
+
+def test_mask_loss_without_objects_is_zero_with_gradients():
+    logits = torch.zeros(0, 5, 4, 4, requires_grad=True)
+    loss = mask_loss(logits, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4, 4))
+    loss.backward()
+    assert float(loss.detach()) == 0.0 and logits.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.int32])
+def test_segmentation_loss_counts_all_pixels_in_the_mean(dtype):
+    logits = random(2, 3, 3, 5)
+    labels = torch.randint(0, 3, (2, 3, 5), generator=torch.Generator().manual_seed(1))
+    labels[0, 1:] = IGNORED_LABEL
+    wanted = sum(
+        cross_entropy(logits[n, :, i, j].tolist(), int(labels[n, i, j]))
+        for n in range(2)
+        for i in range(3)
+        for j in range(5)
+        if labels[n, i, j] != IGNORED_LABEL
+    )
+    assert float(segmentation_loss(logits, labels.to(dtype))) == pytest.approx(wanted / 30)
+
+
+def test_segmentation_loss_does_not_look_at_ignored_pixels():
+    logits, labels = random(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
+    labels[:, 2:] = IGNORED_LABEL
+    changed = logits.clone()
+    changed[:, :, 2:] = 99.0
+    assert segmentation_loss(changed, labels) == segmentation_loss(logits, labels)
+
+
+def test_segmentation_loss_of_ignored_pixels_only_is_zero_with_zero_gradient():
+    logits = random(2, 3, 5, 7).requires_grad_()
+    loss = segmentation_loss(logits, torch.full((2, 5, 7), IGNORED_LABEL))
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert not logits.grad.any()

@@ -1,0 +1,425 @@
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection.image_list import ImageList
+
+from swin_dense.config import SwinConfig
+from swin_dense.errors import ConfigError, DataError
+from swin_dense.heads.mask_rcnn import check_target, mask_rcnn, pad_to_batch
+from swin_dense.swin import SwinTransformer
+
+TINY = SwinConfig(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2), window_size=4, drop_path_rate=0.0)
+WIDTHS = {"fpn_channels": 8, "box_head_channels": 16, "mask_head_channels": 8}
+LOSSES = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}
+
+
+def detector_of(num_classes=3, seed=0, **changes):
+    torch.manual_seed(seed)
+    detector = mask_rcnn(TINY, num_classes, **{**WIDTHS, **changes})
+    for name, parameter in detector.named_parameters():  # outputs that differ from image to image
+        if "predictor" in name or "cls_logits" in name:
+            parameter.data = torch.randn(parameter.shape) * (0.02 if "bbox_pred" in name else 0.3)
+    return detector
+
+
+def image_of(height, width, seed=0, dtype=torch.float32):
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def target_of(size_hw, boxes=((5.0, 4.0, 30.0, 29.0), (11.0, 7.0, 40.0, 23.0)), labels=None):
+    boxes = torch.tensor(boxes).reshape(-1, 4)
+    masks = torch.zeros(len(boxes), *size_hw, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    labels = torch.arange(len(boxes)) % 3 if labels is None else torch.tensor(labels)
+    return {"boxes": boxes, "labels": labels, "masks": masks}
+
+
+SIZES_HW = [(41, 67), (64, 33)]
+IMAGES = [image_of(*size_hw, seed=index) for index, size_hw in enumerate(SIZES_HW)]
+
+
+# ---- Costs.
+
+
+@pytest.mark.parametrize(
+    ("variant", "million_parameters", "giga_multiply_adds"), [("swin_t", 47.8, 266.6), ("swin_s", 69.1, 358.6)]
+)
+def test_variants_cost_what_was_published(variant, million_parameters, giga_multiply_adds):
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        detector = mask_rcnn(variant, num_classes=80).eval()
+        levels = detector.fpn(detector.backbone(torch.empty(1, 3, 800, 1280)))
+        detector.rpn.head(list(levels.values()))
+        heads = detector.roi_heads
+        heads.box_predictor(heads.box_head(torch.empty(1000, 256, 7, 7)))
+        heads.mask_predictor(heads.mask_head(torch.empty(100, 256, 14, 14)))
+    parameters = sum(parameter.numel() for parameter in detector.parameters())
+    assert parameters == pytest.approx(million_parameters * 1e6, rel=5e-3)
+    assert counter.get_total_flops() / 2 == pytest.approx(giga_multiply_adds * 1e9, rel=5e-3)
+
+
+# ---- Detections.
+
+
+def test_detections_are_in_the_frame_and_form_that_is_promised():
+    detector = detector_of().eval()
+    with torch.no_grad():
+        results = detector(IMAGES)
+    for result, (height, width) in zip(results, SIZES_HW, strict=True):
+        count = len(result["scores"])
+        assert 0 < count <= 100
+        assert result["boxes"].shape == (count, 4) and result["masks"].shape == (count, 1, height, width)
+        assert result["labels"].dtype == torch.int64 and {0, 1, 2} >= set(result["labels"].tolist())
+        assert (result["boxes"] >= 0).all()
+        assert (result["boxes"][:, 0::2] <= width).all() and (result["boxes"][:, 1::2] <= height).all()
+        assert (result["scores"].diff() <= 0).all() and (result["scores"] > 0.05).all()
+        assert (result["masks"] >= 0).all() and (result["masks"] <= 1).all()
+        assert {result[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}
+
+
+def test_labels_out_are_zero_based():
+    detector = detector_of().eval()
+    detector.roi_heads.box_predictor.cls_score.weight.data.zero_()
+    detector.roi_heads.box_predictor.cls_score.bias.data = torch.tensor([0.0, -9.0, 5.0, -9.0])  # background first
+    with torch.no_grad():
+        (result,) = detector([IMAGES[0]])
+    assert set(result["labels"].tolist()) == {1}
+
+
+def test_batch_is_each_image_alone_where_the_padded_sizes_are_equal():
+    detector = detector_of().double().eval()
+    images = [image_of(41, 67, 0).double(), image_of(64, 90, 1).double(), image_of(33, 96, 2).double()]
+    with torch.no_grad():
+        together = detector(images)
+        for image, result in zip(images, together, strict=True):
+            (alone,) = detector([image])
+            assert len(alone["scores"]) > 0
+            assert torch.equal(alone["labels"], result["labels"])
+            for name in ("boxes", "scores", "masks"):
+                assert float((alone[name] - result[name]).abs().max()) < 1e-9
+
+
+def test_order_of_the_batch_does_not_matter():
+    detector = detector_of().double().eval()
+    images = [image_of(41, 67, 0).double(), image_of(75, 33, 1).double()]
+    with torch.no_grad():
+        forth, back = detector(images), detector(images[::-1])[::-1]
+    for one, other in zip(forth, back, strict=True):
+        assert torch.equal(one["labels"], other["labels"])
+        assert all(torch.allclose(one[name], other[name], atol=1e-9) for name in ("boxes", "scores", "masks"))
+
+
+def test_no_detections_give_empty_results():
+    detector = detector_of(score_threshold=0.9999).eval()
+    with torch.no_grad():
+        results = detector(IMAGES)
+    for result, size_hw in zip(results, SIZES_HW, strict=True):
+        shapes = {name: tuple(value.shape) for name, value in result.items()}
+        assert shapes == {"boxes": (0, 4), "labels": (0,), "scores": (0,), "masks": (0, 1, *size_hw)}
+
+
+def test_a_network_whose_numbers_ran_away_still_answers():
+    detector = detector_of().eval()
+    detector.rpn.head.bbox_pred.bias.data.fill_(1e9)  # every proposal lies outside the image
+    with torch.no_grad():
+        results = detector(IMAGES)
+    assert [len(result["boxes"]) for result in results] == [0, 0]
+
+
+def test_detect_gives_the_same_without_pasting():
+    detector = detector_of().eval()
+    with torch.no_grad():
+        pasted, squares = detector(IMAGES), detector.detect(IMAGES)
+    for one, other in zip(pasted, squares, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in ("boxes", "labels", "scores"))
+        assert other["masks"].shape == (len(other["boxes"]), 1, 28, 28)
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (7, 5), (3, 150)])
+def test_tiny_and_narrow_images_are_detected_and_trained_on(size_hw):
+    detector, image = detector_of(), image_of(*size_hw)
+    with torch.no_grad():
+        (result,) = detector.eval()([image])
+    assert result["masks"].shape[2:] == size_hw
+    target = target_of(size_hw, boxes=[(0.0, 0.0, 1.0, 1.0)])
+    losses = detector.train()([image], [target])
+    assert all(math.isfinite(float(loss.detach())) for loss in losses.values())
+
+
+def test_images_and_targets_are_left_alone():
+    detector = detector_of()
+    images, targets = [image.clone() for image in IMAGES], [target_of(size_hw) for size_hw in SIZES_HW]
+    targets[0]["iscrowd"] = torch.tensor([True, False])
+    before = [{name: value.clone() for name, value in target.items()} for target in targets]
+    detector.train()(images, targets)
+    detector.eval()(images)
+    assert all(torch.equal(image, other) for image, other in zip(images, IMAGES, strict=True))
+    for target, copy in zip(targets, before, strict=True):
+        assert target.keys() == copy.keys() and all(torch.equal(target[name], copy[name]) for name in target)
+
+
+def test_maximum_of_detections_is_kept():
+    with torch.no_grad():
+        results = detector_of(max_detections=3).eval()(IMAGES)
+    assert [len(result["boxes"]) for result in results] == [3, 3]
+
+
+# ---- Training.
+
+
+@pytest.mark.parametrize("style", ["published", "torchvision"])
+@pytest.mark.parametrize("counts", [(2, 2), (2, 0), (0, 0)])
+def test_losses_are_finite_and_reach_every_parameter(style, counts):
+    detector = detector_of(style=style).train()
+    targets = [
+        target_of(size_hw, boxes=[(5.0, 4.0, 30.0, 29.0)] * n) for size_hw, n in zip(SIZES_HW, counts, strict=True)
+    ]
+    losses = detector(IMAGES, targets)
+    assert set(losses) == LOSSES
+    assert all(math.isfinite(float(loss.detach())) for loss in losses.values())
+    if not any(counts):
+        assert [float(losses[name].detach()) for name in ("loss_rpn_box_reg", "loss_box_reg", "loss_mask")] == [0, 0, 0]
+    sum(losses.values()).backward()
+    for name, parameter in detector.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_labels_in_are_zero_based():
+    detector = detector_of().train()
+    seen = []
+    heads = detector.roi_heads
+    heads.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[3][0]["labels"].tolist()))
+    detector([IMAGES[0]], [target_of(SIZES_HW[0], labels=[0, 2])])
+    assert seen == [[1, 3]]
+
+
+def test_crowds_take_no_part():
+    image, size_hw = IMAGES[0], SIZES_HW[0]
+    with_crowd = target_of(size_hw, boxes=[(5.0, 4.0, 30.0, 29.0), (0.0, 0.0, 67.0, 41.0)])
+    with_crowd["iscrowd"] = torch.tensor([False, True])
+    plain = target_of(size_hw, boxes=[(5.0, 4.0, 30.0, 29.0)])
+    results = []
+    for target in (with_crowd, plain):
+        detector = detector_of().train()
+        torch.manual_seed(3)
+        results.append(detector([image], [target]))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in LOSSES)
+
+
+def test_padding_of_the_batch_gives_no_negative_anchors():
+    detector = detector_of().train()
+    labels = []
+    sampler = detector.rpn.fg_bg_sampler
+    detector.rpn.fg_bg_sampler = lambda per_image: labels.extend(per_image) or sampler(per_image)
+    detector([image_of(31, 29), image_of(128, 96)], [target_of((31, 29), boxes=()), target_of((128, 96), boxes=())])
+    small, large = (int((image_labels >= 0).sum()) for image_labels in labels)
+    assert large == len(labels[1])
+    assert small == 3 * (8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)  # 32 x 32 pixels
+
+
+def test_bfloat16_autocast_trains_and_detects_at_full_precision():
+    detector, targets = detector_of(), [target_of(size_hw) for size_hw in SIZES_HW]
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detector.train()(IMAGES, targets)
+        with torch.no_grad():
+            results = detector.eval()(IMAGES)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in detector.parameters())
+    for result in results:
+        assert {result[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}
+
+
+def test_training_reduces_the_losses_of_one_batch():
+    detector, targets = detector_of().train(), [target_of(size_hw) for size_hw in SIZES_HW]
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-2)
+    totals = []
+    for _ in range(8):
+        total = sum(detector(IMAGES, targets).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(float(total.detach()))
+    assert totals[-1] < 0.7 * totals[0]
+
+
+# ---- The style of torchvision.
+
+
+class Pyramid(nn.Module):
+    """Backbone and FPN as torchvision's detectors want them."""
+
+    def __init__(self, detector):
+        super().__init__()
+        self.backbone, self.fpn, self.out_channels = detector.backbone, detector.fpn, WIDTHS["fpn_channels"]
+
+    def forward(self, images):
+        return self.fpn(self.backbone(images))
+
+
+def torchvision_twin(detector, min_size, max_size):
+    rpn, heads = detector.rpn, detector.roi_heads
+    return TorchvisionMaskRCNN(
+        Pyramid(detector),
+        min_size=min_size,
+        max_size=max_size,
+        rpn_anchor_generator=rpn.anchor_generator,
+        rpn_head=rpn.head,
+        box_roi_pool=heads.box_roi_pool,
+        box_head=heads.box_head,
+        box_predictor=heads.box_predictor,
+        mask_roi_pool=heads.mask_roi_pool,
+        mask_head=heads.mask_head,
+        mask_predictor=heads.mask_predictor,
+    )
+
+
+def test_torchvision_style_is_torchvisions_network():
+    detector = detector_of(style="torchvision").eval()
+    twin = torchvision_twin(detector, min_size=64, max_size=96).eval()
+    images = [image_of(64, 96, 0), image_of(96, 64, 1)]  # sizes that torchvision leaves as they are
+    with torch.no_grad():
+        wanted, results = twin(images), detector(images)
+    for result, other in zip(results, wanted, strict=True):
+        assert len(result["labels"]) > 10
+        assert torch.equal(result["labels"] + 1, other["labels"])
+        for name in ("boxes", "scores", "masks"):
+            assert torch.allclose(result[name], other[name], atol=1e-5)
+
+
+def test_torchvision_style_has_torchvisions_losses():
+    detector = detector_of(style="torchvision").train()
+    twin = torchvision_twin(detector, min_size=64, max_size=96).train()
+    images, targets = [image_of(64, 96)], [target_of((64, 96))]
+
+    def same_samples(module, arguments):
+        torch.manual_seed(1)
+
+    detector.backbone.register_forward_pre_hook(same_samples)  # the backbone of both networks
+    losses = detector(images, targets)
+    wanted = twin(images, [{**targets[0], "labels": targets[0]["labels"] + 1}])
+    assert set(losses) == set(wanted)
+    for name, loss in losses.items():
+        assert float(loss.detach()) == pytest.approx(float(wanted[name].detach()), rel=1e-4)
+
+
+def test_styles_share_their_weights_and_differ_in_their_answers():
+    published, torchvision = detector_of().eval(), detector_of(style="torchvision").eval()
+    torchvision.load_state_dict(published.state_dict())
+    with torch.no_grad():
+        one, other = published([image_of(64, 96)]), torchvision([image_of(64, 96)])
+    assert one[0]["boxes"].shape != other[0]["boxes"].shape or not torch.equal(one[0]["boxes"], other[0]["boxes"])
+
+
+# ---- Batches and wrong use.
+
+
+def test_pad_to_batch_pads_bottom_and_right_to_a_multiple():
+    images = [torch.rand(2, 5, 7) + 1, torch.rand(2, 9, 3) + 1]
+    batch = pad_to_batch(images, 4)
+    assert isinstance(batch, ImageList)
+    assert batch.tensors.shape == (2, 2, 12, 8) and batch.image_sizes == [(5, 7), (9, 3)]
+    for image, padded in zip(images, batch.tensors, strict=True):
+        assert torch.equal(padded[:, : image.shape[1], : image.shape[2]], image)
+        assert float(padded.sum()) == pytest.approx(float(image.sum()), rel=1e-5)
+
+
+def test_padding_is_zero_after_normalisation():
+    detector = detector_of().eval()
+    seen = []
+    detector.backbone.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    with torch.no_grad():
+        detector([image_of(41, 67)])
+    assert seen[0].shape == (1, 3, 64, 96)
+    assert not seen[0][:, :, 41:].any() and not seen[0][:, :, :, 67:].any()
+
+
+GOOD = target_of((41, 67))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": None}, r"target 1 has no 'labels'; it holds boxes, masks\."),
+        ({"boxes": torch.zeros(2, 5)}, r"target 1: boxes must have shape \(2, 4\), got \(2, 5\)"),
+        ({"boxes": torch.zeros(0)}, r"target 1: boxes must have shape \(0, 4\), got \(0,\)"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"target 1: labels must have shape \(2,\), got \(3,\)"),
+        ({"masks": torch.zeros(2, 67, 41)}, r"target 1: masks must have shape \(2, 41, 67\), got \(2, 67, 41\)"),
+        ({"masks": torch.zeros(2, 41, 67)}, r"target 1: .* masks uint8 or bool, got .*torch.float32"),
+        ({"masks": torch.full((2, 41, 67), 255, dtype=torch.uint8)}, r"target 1: masks must be 0 or 1, got 255"),
+        ({"labels": torch.zeros(2)}, r"target 1: labels must be int64, boxes float .*, got torch.float32"),
+        ({"boxes": GOOD["boxes"].long()}, r"labels must be int64, boxes float .*, got torch.int64, torch.int64"),
+        ({"labels": torch.tensor([0, 3])}, r"labels must be 0 to 2 \(0-based, background not counted\), got 0 to 3"),
+        ({"labels": torch.tensor([-1, 2])}, r"labels must be 0 to 2 .*, got -1 to 2"),
+        (
+            {"boxes": torch.tensor([[1.0, 2, 3, 4], [5, 5, 5, 9]])},
+            r"target 1: box 1 must be finite xyxy with x2 > x1 and y2 > y1, got \[5\.0, 5\.0, 5\.0, 9\.0\]",
+        ),
+        ({"boxes": torch.tensor([[1.0, 2, math.nan, 4], [5, 5, 7, 9]])}, r"box 0 must be finite xyxy"),
+        ({"iscrowd": torch.tensor([True])}, r"target 1: iscrowd must have shape \(2,\), got \(1,\)"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused_by_name(changes, message):
+    target = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
+    with pytest.raises(DataError, match=message):
+        check_target(target, 1, (41, 67), num_classes=3)
+    detector = detector_of().train()
+    with pytest.raises(DataError, match=message):
+        detector([IMAGES[0]] * 2, [GOOD, target])
+
+
+def test_good_targets_pass():
+    check_target(GOOD, 0, (41, 67), num_classes=3)
+    check_target(target_of((41, 67), boxes=()), 0, (41, 67), num_classes=3)
+    check_target({**GOOD, "iscrowd": torch.tensor([False, True]), "area": None}, 0, (41, 67), num_classes=3)
+
+
+def test_wrong_calls_are_refused():
+    detector = detector_of()
+    with pytest.raises(ConfigError, match=r"training needs targets: call model\(images, targets\), or model\.eval\(\)"):
+        detector.train()(IMAGES)
+    with pytest.raises(DataError, match="2 images came with 1 targets; each image needs one"):
+        detector(IMAGES, [GOOD])
+    with pytest.raises(ConfigError, match="needs at least one image, got an empty list"):
+        detector.eval()([])
+    for images in ([torch.zeros(3, 5, 7, dtype=torch.uint8)], [torch.zeros(5, 7)], [torch.zeros(1, 3, 5, 7)]):
+        with pytest.raises(ConfigError, match=r"images must be \((3|channels), H, W\)"):
+            detector(images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 0}, r"num_classes must be 1 or more \(background is not counted\), got 0"),
+        ({"style": "mmdet"}, "style must be 'published' or 'torchvision', got 'mmdet'"),
+    ],
+)
+def test_wrong_settings_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        mask_rcnn(TINY, **{"num_classes": 3, **WIDTHS, **changes})
+
+
+def test_other_channels_and_a_ready_backbone_work():
+    backbone = SwinTransformer(SwinConfig(embed_dim=8, depths=(1,) * 4, num_heads=(1,) * 4, in_channels=5))
+    detector = mask_rcnn(backbone, 2, **WIDTHS, image_mean=[0.5] * 5, image_std=[0.2] * 5).eval()
+    assert detector.backbone is backbone
+    with torch.no_grad():
+        (result,) = detector([torch.rand(5, 37, 41)])
+    assert result["masks"].shape[2:] == (37, 41)
+
+
+def test_anchor_scale_sets_the_side_of_the_anchors():
+    detector = detector_of(anchor_scale=2.0)
+    x1, _, x2, _ = detector.rpn.anchor_generator.cell_anchors(4)[1]
+    assert x2 - x1 == 8.0
+
+
+def test_nothing_warns():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector_of().train()(IMAGES, [target_of(size_hw) for size_hw in SIZES_HW])

@@ -1,0 +1,129 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import box_iou
+
+from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher
+
+NEGATIVE, IGNORED = -1, -2
+
+
+def slow_match(iou, positive, negative, minimum):
+    """The published assignment, pair by pair."""
+    num_objects, num_boxes = len(iou), len(iou[0])
+    matches = []
+    for box in range(num_boxes):
+        overlaps = [iou[obj][box] for obj in range(num_objects)]
+        best = max(range(num_objects), key=lambda obj: (overlaps[obj], -obj))
+        matches.append(best if overlaps[best] >= positive else NEGATIVE if overlaps[best] < negative else IGNORED)
+    for obj in range(num_objects):
+        best_overlap = max(iou[obj])
+        if best_overlap >= minimum:
+            for box in range(num_boxes):
+                if iou[obj][box] == best_overlap:
+                    matches[box] = obj
+    return matches
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data(), st.sampled_from([(0.7, 0.3, 0.3), (0.5, 0.5, 0.5), (0.5, 0.25, 0.0)]))
+def test_matcher_equals_the_slow_double_loop(data, thresholds):
+    num_objects, num_boxes = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 7))
+    # Few distinct values, so that ties and exact thresholds occur.
+    value = st.sampled_from([0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1.0])
+    row = st.lists(value, min_size=num_boxes, max_size=num_boxes)
+    iou = data.draw(st.lists(row, min_size=num_objects, max_size=num_objects))
+    assert MaxIoUMatcher(*thresholds)(torch.tensor(iou)).tolist() == slow_match(iou, *thresholds)
+
+
+def test_matcher_equals_the_slow_double_loop_on_real_boxes():
+    torch.manual_seed(0)
+    corner, size = torch.rand(307, 2) * 90, torch.rand(307, 2) * 40 + 1
+    boxes = torch.cat((corner, corner + size), dim=1)
+    iou = box_iou(boxes[:11], boxes[11:])
+    for thresholds in ((0.7, 0.3, 0.3), (0.5, 0.5, 0.5)):
+        assert MaxIoUMatcher(*thresholds)(iou).tolist() == slow_match(iou.tolist(), *thresholds)
+
+
+def test_matcher_gives_an_object_its_best_box_only_from_the_minimum_on():
+    matcher = MaxIoUMatcher(0.7, 0.3, 0.3)
+    assert matcher(torch.tensor([[0.2, 0.1]])).tolist() == [NEGATIVE, NEGATIVE]
+    assert matcher(torch.tensor([[0.3, 0.1]])).tolist() == [0, NEGATIVE]
+    assert matcher(torch.tensor([[0.5, 0.4, 0.6, 0.6]])).tolist() == [IGNORED, IGNORED, 0, 0]
+
+
+def test_matcher_gives_a_shared_best_box_to_the_last_object():
+    assert MaxIoUMatcher(0.7, 0.3, 0.3)(torch.tensor([[0.9], [0.4]])).tolist() == [1]
+
+
+def test_matcher_leaves_the_matrix_alone():
+    iou = torch.rand(3, 5)
+    copy = iou.clone()
+    MaxIoUMatcher(0.5, 0.5, 0.5)(iou)
+    assert torch.equal(iou, copy)
+
+
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+LIMIT = math.log(1000 / 16)
+
+
+def random_boxes(count, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(count)
+    corner = torch.rand(count, 2, generator=generator, dtype=dtype) * 300
+    return torch.cat((corner, corner + torch.rand(count, 2, generator=generator, dtype=dtype) * 200 + 5), dim=1)
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, (1.0, 1.0, 1.0, 1.0), (1.0, 2.0, 3.0, 4.0)])
+def test_decode_undoes_encode(weights):
+    coder, boxes, references = BoxCoder(weights), random_boxes(31), random_boxes(32)[:31]
+    codes = coder.encode_single(boxes, references)
+    assert torch.allclose(coder.decode_single(codes, references), boxes, atol=1e-9)
+
+
+@pytest.mark.parametrize("code", [(1.0, -2.0, 0.5, -0.5), (0.0, 0.0, 99.0, 0.0), (0.0, 0.0, -99.0, 99.0)])
+def test_decode_follows_the_closed_form_with_both_clamps(code):
+    x1, y1, x2, y2 = 10.0, 20.0, 50.0, 30.0
+    dx, dy, dw, dh = (value / weight for value, weight in zip(code, WEIGHTS, strict=True))
+    centre_x, centre_y = (x1 + x2) / 2 + dx * (x2 - x1), (y1 + y2) / 2 + dy * (y2 - y1)
+    width = (x2 - x1) * math.exp(min(max(dw, -LIMIT), LIMIT))
+    height = (y2 - y1) * math.exp(min(max(dh, -LIMIT), LIMIT))
+    wanted = (centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2)
+    decoded = BoxCoder(WEIGHTS).decode_single(torch.tensor([code]).double(), torch.tensor([[x1, y1, x2, y2]]).double())
+    assert decoded[0].tolist() == pytest.approx(wanted)
+
+
+def test_decode_never_grows_or_shrinks_a_side_by_more_than_62_5():
+    codes = torch.tensor([[0.0, 0.0, -1e4, 1e4]])
+    x1, y1, x2, y2 = BoxCoder((1.0, 1.0, 1.0, 1.0)).decode_single(codes, torch.tensor([[0.0, 0.0, 100.0, 10.0]]))[0]
+    assert float(x2 - x1) == pytest.approx(100 / 62.5, rel=1e-4)
+    assert float(y2 - y1) == pytest.approx(625.0)
+
+
+def test_decode_treats_groups_of_offsets_one_by_one():
+    coder, boxes = BoxCoder(WEIGHTS), random_boxes(7)
+    codes = torch.randn(7, 12, dtype=torch.float64)
+    together = coder.decode_single(codes, boxes)
+    for group in range(3):
+        part = slice(4 * group, 4 * group + 4)
+        assert torch.allclose(together[:, part], coder.decode_single(codes[:, part], boxes), atol=1e-12)
+
+
+def test_decode_gives_full_precision_from_reduced_offsets():
+    decoded = BoxCoder(WEIGHTS).decode_single(
+        torch.zeros(1, 4, dtype=torch.bfloat16), torch.tensor([[0, 0, 1001.0, 3]])
+    )
+    assert decoded.dtype == torch.float32
+    assert decoded.tolist() == [[0, 0, 1001.0, 3]]
+
+
+def test_decode_of_a_batch_keeps_images_apart_and_takes_none():
+    coder = BoxCoder(WEIGHTS)
+    boxes = [random_boxes(3), random_boxes(5)]
+    codes = torch.randn(8, 8, dtype=torch.float64)
+    decoded = coder.decode(codes, boxes)
+    assert decoded.shape == (8, 2, 4)
+    assert torch.equal(decoded[3:], coder.decode(codes[3:], boxes[1:]))
+    assert coder.decode_single(torch.zeros(0, 8), torch.zeros(0, 4)).shape == (0, 8)

@@ -1,0 +1,207 @@
+import math
+
+import pytest
+import torch
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.ops import batched_nms, box_iou
+
+from swin_dense.features import FeatureSpec
+from swin_dense.heads.roi_heads import BoxPredictor, MaskPredictor, published_roi_heads, torchvision_roi_heads
+
+SPECS = {f"p{k}": FeatureSpec(4, 2**k) for k in (2, 3, 4, 5)}
+SIZE_HW = (96, 128)
+SETTINGS = {
+    "num_classes": 3,
+    "channels": 4,
+    "box_head_channels": 16,
+    "mask_head_channels": 6,
+    "samples_per_image": 512,
+    "score_threshold": 0.05,
+    "max_detections": 100,
+}
+
+
+def heads_of(build=published_roi_heads, **changes):
+    torch.manual_seed(0)
+    return build(SPECS, **{**SETTINGS, **changes})
+
+
+def lively(heads):
+    for name, parameter in heads.named_parameters():
+        if "predictor" in name:
+            parameter.data = torch.randn(parameter.shape) * 0.5
+    return heads
+
+
+def random_levels(num_images=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(num_images, 4, SIZE_HW[0] // spec.stride, SIZE_HW[1] // spec.stride, generator=generator)
+        for name, spec in SPECS.items()
+    }
+
+
+def random_boxes(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * 60
+    return torch.cat((corner, corner + torch.rand(count, 2, generator=generator) * 60 + 3), dim=1)
+
+
+def target_of(count, seed=5):
+    return {
+        "boxes": random_boxes(count, seed),
+        "labels": torch.arange(count) % 3 + 1,
+        "masks": (torch.rand(count, *SIZE_HW, generator=torch.Generator().manual_seed(seed)) > 0.5).to(torch.uint8),
+    }
+
+
+def slow_detections(boxes, probabilities, threshold, nms, most):
+    rows = [
+        (float(probabilities[row, label]), row, label)
+        for row in range(len(boxes))
+        for label in range(1, probabilities.shape[1])
+        if probabilities[row, label] > threshold
+    ]
+    kept = []
+    for score, row, label in sorted(rows, key=lambda entry: -entry[0]):
+        box = boxes[row, label].clone()
+        box[0::2] = box[0::2].clamp(0, SIZE_HW[1])
+        box[1::2] = box[1::2].clamp(0, SIZE_HW[0])
+        if all(label != other or float(box_iou(box[None], seen[None])) <= nms for seen, _, other in kept):
+            kept.append((box, score, label))
+    return kept[:most]
+
+
+@pytest.mark.parametrize(("threshold", "most"), [(0.05, 100), (0.4, 100), (0.05, 7)])
+def test_detections_are_every_class_of_every_proposal_after_suppression(threshold, most):
+    heads = heads_of(score_threshold=threshold, max_detections=most)
+    generator = torch.Generator().manual_seed(1)
+    proposals = [random_boxes(23), random_boxes(0), random_boxes(5, seed=3)]
+    logits = torch.randn(28, 4, generator=generator) * 2
+    codes = torch.randn(28, 16, generator=generator)
+    boxes, scores, labels = heads.postprocess_detections(logits, codes, proposals, [SIZE_HW] * 3)
+    decoded = heads.box_coder.decode(codes, proposals)
+    probabilities = logits.softmax(dim=1)
+    assert len(boxes[1]) == 0 and boxes[1].shape == (0, 4)
+    for image, rows in ((0, slice(0, 23)), (2, slice(23, 28))):
+        wanted = slow_detections(decoded[rows], probabilities[rows], threshold, 0.5, most)
+        assert labels[image].tolist() == [label for _, _, label in wanted]
+        assert scores[image].tolist() == pytest.approx([score for _, score, _ in wanted])
+        assert torch.allclose(boxes[image], torch.stack([box for box, _, _ in wanted]), atol=1e-4)
+
+
+def test_detections_of_no_proposals_at_all_are_empty():
+    heads = lively(heads_of()).eval()
+    with torch.no_grad():
+        detections, losses = heads(random_levels(2), [torch.zeros(0, 4)] * 2, [SIZE_HW] * 2)
+    assert losses == {} and len(detections) == 2
+    for result in detections:
+        shapes = {name: tuple(value.shape) for name, value in result.items()}
+        assert shapes == {"boxes": (0, 4), "labels": (0,), "scores": (0,), "masks": (0, 1, 28, 28)}
+
+
+def test_detections_carry_the_mask_of_their_class():
+    heads = lively(heads_of()).eval()
+    levels, proposals = random_levels(2), [random_boxes(9), random_boxes(4, seed=2)]
+    with torch.no_grad():
+        detections, _ = heads(levels, proposals, [SIZE_HW] * 2)
+        for index, result in enumerate(detections):
+            assert len(result["labels"]) > 0
+            boxes = [result["boxes"] if image == index else torch.zeros(0, 4) for image in range(2)]
+            logits = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(levels, boxes, [SIZE_HW] * 2)))
+            wanted = logits.sigmoid()[torch.arange(len(logits)), result["labels"]]
+            assert torch.allclose(result["masks"][:, 0], wanted, atol=1e-6)
+            assert (result["scores"].diff() <= 0).all()
+
+
+def test_training_samples_are_the_published_ones():
+    heads = heads_of()
+    torch.manual_seed(2)
+    target = target_of(3)
+    jitter = torch.cat([target["boxes"] + torch.randn(3, 4) * scale for scale in torch.linspace(0.5, 12, 60)])
+    jitter = torch.cat((jitter[(jitter[:, 2:] > jitter[:, :2]).all(dim=1)], random_boxes(500, seed=9)))
+    sampled, matched, labels, codes = heads.select_training_samples([jitter], [target])
+    assert len(sampled[0]) == 512
+    assert 0 < int((labels[0] > 0).sum()) <= 128
+    iou = box_iou(target["boxes"], sampled[0])
+    best, best_object = iou.max(dim=0)
+    background = labels[0] == 0
+    assert torch.equal(background, best < 0.5)
+    assert torch.equal(labels[0][~background], target["labels"][matched[0]][~background])
+    assert torch.equal(matched[0][~background], best_object[~background])
+    decoded = heads.box_coder.decode_single(codes[0], sampled[0])
+    assert torch.allclose(decoded[~background], target["boxes"][matched[0]][~background], atol=1e-3)
+
+
+def test_objects_themselves_are_among_the_samples():
+    heads, target = heads_of(), target_of(2)
+    sampled, _, labels, _ = heads.select_training_samples([random_boxes(3, seed=4)], [target])
+    assert {tuple(box) for box in target["boxes"].tolist()} <= {tuple(box) for box in sampled[0].tolist()}
+    assert int((labels[0] > 0).sum()) >= 2
+
+
+def test_samples_per_image_bounds_the_samples():
+    heads = heads_of(samples_per_image=16)
+    sampled, _, labels, _ = heads.select_training_samples([random_boxes(300)], [target_of(3)])
+    assert len(sampled[0]) == 16 and int((labels[0] > 0).sum()) <= 4
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (0, 2), (0, 0)])
+def test_losses_are_finite_and_reach_every_parameter(counts):
+    heads = heads_of().train()
+    targets = [target_of(count, seed=count) for count in counts]
+    detections, losses = heads(random_levels(2), [random_boxes(31), random_boxes(17)], [SIZE_HW] * 2, targets)
+    assert detections == [] and set(losses) == {"loss_classifier", "loss_box_reg", "loss_mask"}
+    for name, loss in losses.items():
+        assert math.isfinite(float(loss.detach()))
+        assert (float(loss.detach()) == 0) == (sum(counts) == 0 and name != "loss_classifier")
+    sum(losses.values()).backward()
+    for name, parameter in heads.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_losses_without_proposals_and_objects_are_zero_with_gradients():
+    heads = heads_of().train()
+    _, losses = heads(random_levels(), [torch.zeros(0, 4)], [SIZE_HW], [target_of(0)])
+    sum(losses.values()).backward()
+    assert [float(loss.detach()) for loss in losses.values()] == [0.0] * 3
+    assert all(parameter.grad is not None for parameter in heads.parameters())
+
+
+def test_predictors_leave_reduced_precision():
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = [*BoxPredictor(8, 3)(torch.rand(2, 8)), MaskPredictor(4, 4, 3)(torch.rand(2, 4, 7, 7))]
+    assert [output.dtype for output in outputs] == [torch.float32] * 3
+    assert outputs[2].shape == (2, 3, 14, 14)
+
+
+def test_initialisation_is_the_published_one():
+    heads = heads_of(channels=16, box_head_channels=64, num_classes=40)
+    assert float(heads.box_predictor.cls_score.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
+    assert float(heads.box_predictor.bbox_pred.weight.detach().std()) == pytest.approx(0.001, rel=0.1)
+    bound = math.sqrt(6 / (16 * 49 + 64))
+    assert float(heads.box_head.fc6.weight.detach().abs().max()) == pytest.approx(bound, rel=0.01)
+    assert not heads.box_head.fc7.bias.any() and not heads.box_predictor.cls_score.bias.any()
+
+
+def test_torchvision_style_is_what_torchvision_builds():
+    heads = heads_of(torchvision_roi_heads)
+    assert type(heads) is TorchvisionRoIHeads
+    assert [pool.sampling_ratio for pool in (heads.box_roi_pool, heads.mask_roi_pool)] == [2, 2]
+    assert heads.box_coder.weights == (10.0, 10.0, 5.0, 5.0)
+    assert not heads.proposal_matcher.allow_low_quality_matches
+
+
+def test_both_styles_have_the_same_parameters():
+    one, other = heads_of(), heads_of(torchvision_roi_heads)
+    shapes = [{name: value.shape for name, value in heads.state_dict().items()} for heads in (one, other)]
+    assert shapes[0] == shapes[1]
+
+
+def test_suppression_works_within_a_class():
+    boxes = torch.tensor([[0.0, 0, 50, 50], [1.0, 0, 50, 50]])
+    assert len(batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 2]), 0.5)) == 2
+    heads = heads_of()
+    logits = torch.tensor([[0.0, 4, 4, -9], [0.0, 3.9, 3.9, -9]])
+    _, _, labels = heads.postprocess_detections(logits, torch.zeros(2, 16), [boxes], [SIZE_HW])
+    assert sorted(labels[0].tolist()) == [1, 2]

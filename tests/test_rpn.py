@@ -1,0 +1,181 @@
+import math
+
+import pytest
+import torch
+from torchvision.models.detection import rpn as torchvision_rpn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import batched_nms, box_iou
+
+from swin_dense.features import FeatureSpec
+from swin_dense.heads.rpn import RPNHead, published_rpn, torchvision_rpn_defaults
+
+SPECS = {f"p{k}": FeatureSpec(4, 2**k) for k in (2, 3, 4, 5, 6)}
+SIZE_HW = (96, 128)
+
+
+def random_levels(num_images=1, size_hw=SIZE_HW, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(num_images, 4, *(-(-side // spec.stride) for side in size_hw), generator=generator)
+        for name, spec in SPECS.items()
+    }
+
+
+def batch(num_images=1, sizes_hw=None, size_hw=SIZE_HW):
+    return ImageList(torch.zeros(num_images, 3, *size_hw), sizes_hw or [size_hw] * num_images)
+
+
+def lively(rpn, seed=1):
+    """Offsets and scores of the size a trained network gives."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in rpn.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    rpn.head.conv[0][0].bias.data += 3  # cells whose channels are all cut off by the ReLU would tie
+    return rpn
+
+
+def target(boxes, padded_size_hw=SIZE_HW):
+    return {"boxes": torch.tensor(boxes).reshape(-1, 4), "padded_size_hw": torch.tensor(padded_size_hw)}
+
+
+def all_anchors(rpn, levels):
+    return rpn.anchor_generator(batch(), list(levels.values()))[0]
+
+
+def test_head_gives_full_precision_and_torchvisions_numbers():
+    head = RPNHead(4, 3)
+    levels = list(random_levels().values())
+    plain = torchvision_rpn.RPNHead(4, 3)
+    plain.load_state_dict(head.state_dict())
+    for got, wanted in zip(head(levels), plain(levels), strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        for maps in head(levels):
+            assert all(map.dtype == torch.float32 for map in maps)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_proposals_are_the_best_of_each_level_after_suppression(training):
+    rpn = lively(published_rpn(SPECS, 4, 8.0)).double().train(training)
+    levels = {name: map.double() for name, map in random_levels().items()}
+    targets = [target([[10.0, 12, 50, 70]])] if training else None
+    with torch.no_grad():
+        (proposals,), _ = rpn(batch(), levels, targets)
+        logits, deltas = rpn.head(list(levels.values()))
+    keep = 2000 if training else 1000
+    boxes, scores, groups = [], [], []
+    start = 0
+    anchors = all_anchors(rpn, levels)
+    for index, (logit, delta) in enumerate(zip(logits, deltas, strict=True)):
+        score = logit[0].permute(1, 2, 0).flatten().sigmoid()
+        code = delta[0].view(3, 4, *delta.shape[2:]).permute(2, 3, 0, 1).reshape(-1, 4)
+        decoded = rpn.box_coder.decode_single(code, anchors[start : start + len(code)])
+        start += len(code)
+        decoded[:, 0::2] = decoded[:, 0::2].clamp(0, SIZE_HW[1])
+        decoded[:, 1::2] = decoded[:, 1::2].clamp(0, SIZE_HW[0])
+        best = score.argsort(descending=True)[:keep]
+        best = best[(decoded[best, 2:] > decoded[best, :2]).all(dim=1)]
+        boxes.append(decoded[best])
+        scores.append(score[best])
+        groups.append(torch.full((len(best),), index))
+    boxes, scores, groups = torch.cat(boxes), torch.cat(scores), torch.cat(groups)
+    wanted = boxes[batched_nms(boxes, scores, groups, 0.7)[:1000]]
+    assert proposals.shape == wanted.shape and torch.allclose(proposals, wanted, atol=1e-6)
+
+
+def test_proposals_stay_within_each_image_and_never_exceed_1000():
+    sizes_hw = [(96, 128), (61, 47)]
+    rpn = lively(published_rpn(SPECS, 4, 2.0)).eval()
+    with torch.no_grad():
+        proposals, losses = rpn(batch(2, sizes_hw), random_levels(2), None)
+    assert losses == {}
+    for boxes, (height, width) in zip(proposals, sizes_hw, strict=True):
+        assert 0 < len(boxes) <= 1000
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def slow_labels(anchors, boxes, padded_size_hw):
+    """1 object, 0 background, -1 no part; from the words of the published assignment."""
+    iou = box_iou(boxes, anchors)
+    labels = []
+    for index in range(len(anchors)):
+        overlap = float(iou[:, index].max())
+        is_best = any(
+            float(iou[obj, index]) == float(iou[obj].max()) and float(iou[obj].max()) >= 0.3
+            for obj in range(len(boxes))
+        )
+        labels.append(1.0 if overlap >= 0.7 or is_best else 0.0 if overlap < 0.3 else -1.0)
+    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
+    inside = (centre[:, 0].round() < padded_size_hw[1]) & (centre[:, 1].round() < padded_size_hw[0])
+    return torch.where(inside, torch.tensor(labels), -1.0)
+
+
+@pytest.mark.parametrize("padded_size_hw", [(96, 128), (64, 96), (32, 32)])
+def test_anchor_labels_follow_the_published_assignment(padded_size_hw):
+    rpn, levels = published_rpn(SPECS, 4, 8.0), random_levels()
+    boxes = [[3.0, 4, 30, 33], [20.0, 10, 90, 80], [100.0, 70, 127, 95], [0.0, 0, 4, 3]]
+    anchors = all_anchors(rpn, levels)
+    (labels,), (matched,) = rpn.assign_targets_to_anchors([anchors], [target(boxes, padded_size_hw)])
+    wanted = slow_labels(anchors, torch.tensor(boxes), padded_size_hw)
+    assert torch.equal(labels, wanted)
+    if padded_size_hw == (96, 128):
+        assert {-1.0, 0.0, 1.0} == set(labels.tolist())
+    assert {tuple(box) for box in matched[labels == 1].tolist()} <= {tuple(box) for box in boxes}
+
+
+def test_valid_anchors_are_the_cells_that_begin_inside_the_padded_image():
+    rpn, levels = published_rpn(SPECS, 4, 8.0), random_levels()
+    anchors = all_anchors(rpn, levels)
+    (labels,), _ = rpn.assign_targets_to_anchors([anchors], [target([], (32, 64))])
+    # ceil(32 / s) x ceil(64 / s) cells of each level, three anchors each.
+    wanted = sum(3 * math.ceil(32 / spec.stride) * math.ceil(64 / spec.stride) for spec in SPECS.values())
+    assert int((labels == 0).sum()) == wanted
+    assert int((labels == -1).sum()) == len(labels) - wanted
+
+
+def test_losses_follow_from_the_sampled_anchors():
+    rpn, levels = lively(published_rpn(SPECS, 4, 8.0)).train(), random_levels()
+    targets = [target([[10.0, 12, 50, 70]])]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        _, losses = rpn(batch(), levels, targets)
+    torch.manual_seed(0)
+    anchors = all_anchors(rpn, levels)
+    labels, matched = rpn.assign_targets_to_anchors([anchors], targets)
+    positive, negative = (rows[0].bool() for rows in rpn.fg_bg_sampler(labels))
+    assert 0 < int(positive.sum()) <= 128 and int((positive | negative).sum()) == 256
+    logits, deltas = torchvision_rpn.concat_box_prediction_layers(*rpn.head(list(levels.values())))
+    wanted = rpn.box_coder.encode(matched, [anchors])[0]
+    distance = (deltas[positive] - wanted[positive]).abs().sum() / 256
+    sign = torch.where(positive, 1.0, -1.0)
+    entropy = torch.log1p(torch.exp(-sign * logits[:, 0]))[positive | negative].sum() / 256
+    assert float(losses["loss_rpn_box_reg"]) == pytest.approx(float(distance.detach()), rel=1e-4)
+    assert float(losses["loss_objectness"]) == pytest.approx(float(entropy.detach()), rel=1e-4)
+
+
+def test_images_without_objects_give_no_box_loss_but_gradients():
+    rpn = published_rpn(SPECS, 4, 8.0).train()
+    _, losses = rpn(batch(2), random_levels(2), [target([]), target([])])
+    assert float(losses["loss_rpn_box_reg"].detach()) == 0.0 and float(losses["loss_objectness"].detach()) > 0
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in rpn.parameters())
+
+
+def test_published_numbers():
+    rpn = published_rpn(SPECS, 4, 8.0)
+    assert (rpn.train().pre_nms_top_n(), rpn.post_nms_top_n(), rpn.nms_thresh) == (2000, 1000, 0.7)
+    assert (rpn.eval().pre_nms_top_n(), rpn.post_nms_top_n()) == (1000, 1000)
+    sampler = rpn.fg_bg_sampler
+    assert (sampler.batch_size_per_image, sampler.positive_fraction) == (256, 0.5)
+
+
+def test_torchvision_style_is_what_torchvision_builds():
+    rpn = torchvision_rpn_defaults(SPECS, 4, 8.0)
+    assert type(rpn) is torchvision_rpn.RegionProposalNetwork
+    assert rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
+    assert (rpn.train().post_nms_top_n(), rpn.eval().post_nms_top_n()) == (2000, 1000)
+    levels = random_levels()
+    boxes, losses = rpn.train()(batch(), levels, [{"boxes": torch.tensor([[10.0, 12, 50, 70]])}])
+    assert len(boxes) == 1 and set(losses) == {"loss_objectness", "loss_rpn_box_reg"}

@@ -1,0 +1,295 @@
+import math
+
+import pytest
+import torch
+from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from swin_dense.config import SwinConfig
+from swin_dense.errors import ConfigError, DataError
+from swin_dense.heads.losses import IGNORED_LABEL, segmentation_loss
+from swin_dense.heads.upernet import BatchNorm, FCNHead, UPerHead, check_labels, enlarge, upernet
+from swin_dense.swin import SwinTransformer
+
+TINY = SwinConfig(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2), window_size=4, drop_path_rate=0.0)
+
+
+def segmenter_of(num_classes=5, seed=0, **changes):
+    torch.manual_seed(seed)
+    return upernet(TINY, num_classes, **{"channels": 8, "auxiliary_channels": 6, **changes})
+
+
+def random_labels(shape, num_classes=5, seed=1):
+    return torch.randint(0, num_classes, shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- The decoder is the one of segmentation_models_pytorch.
+
+
+def smp_key(name, num_fine=3):
+    """The name in UPerNetDecoder of a parameter of UPerHead; the fine levels stand there in reverse."""
+    part, rest = name.split(".", 1)
+    layer = "1" if ".bn." in f".{rest}" else "0"
+    leaf = name.rsplit(".", 1)[1]
+    if part == "psp_modules":
+        return f"psp.blocks.{rest.split('.')[0]}.1.{layer}.{leaf}"
+    if part == "bottleneck":
+        return f"psp.out_conv.{layer}.{leaf}"
+    if part == "fpn_bottleneck":
+        return f"fusion_block.{layer}.{leaf}"
+    level = num_fine - 1 - int(rest.split(".")[0])
+    block = {"lateral_convs": f"fpn_lateral_blocks.{level}.conv_norm_relu", "fpn_convs": f"fpn_conv_blocks.{level}"}
+    return f"{block[part]}.{layer}.{leaf}"
+
+
+def smp_twin(head, channels, width):
+    twin = UPerNetDecoder([3, 0, *channels], encoder_depth=5, decoder_channels=width)
+    twin.feature_norms = nn.ModuleList(nn.Identity() for _ in channels)
+    weights = {smp_key(name): value for name, value in head.state_dict().items() if not name.startswith("conv_seg")}
+    twin.load_state_dict(weights, strict=True)
+    return twin
+
+
+def randomise(head):
+    generator = torch.Generator().manual_seed(4)
+    for module in head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.weight.data, module.bias.data):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+            module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+    return head
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("sizes", [((29, 43), (15, 22), (8, 11), (4, 6)), ((32, 16), (16, 8), (8, 4), (4, 2))])
+def test_decoder_equals_smps(training, dtype, tolerance, sizes):
+    channels = (8, 16, 32, 64)
+    head = randomise(UPerHead(channels, 24, num_classes=5)).to(dtype)
+    twin = smp_twin(head, channels, 24).to(dtype)
+    maps = [torch.randn(2, c, *size, dtype=dtype) for c, size in zip(channels, sizes, strict=True)]
+    unused = [torch.zeros(1, dtype=dtype)] * 2
+    got = head.train(training).decode(maps)
+    wanted = twin.train(training)([*unused, *maps])
+    scale = float(wanted.abs().max().detach())
+    assert scale > 0.1
+    assert float((got - wanted).abs().max().detach()) <= tolerance * scale
+    for name, value in head.state_dict().items():
+        if "running" in name:
+            assert torch.allclose(value, twin.state_dict()[smp_key(name)], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("variant", "million_parameters", "giga_multiply_adds"),
+    [("swin_t", 59.94, 944), ("swin_s", 81.26, 1037), ("swin_b", 121.28, 1187)],
+)
+def test_variants_cost_what_was_published(variant, million_parameters, giga_multiply_adds):
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = upernet(variant, num_classes=150).eval()
+        model(torch.empty(1, 3, 512, 2048))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert parameters == pytest.approx(million_parameters * 1e6, rel=5e-3)
+    assert counter.get_total_flops() / 2 == pytest.approx(giga_multiply_adds * 1e9, rel=5e-3)
+
+
+# ---- Logits.
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (3, 97), (41, 67), (33, 7), (64, 96)])
+def test_logits_have_the_size_of_the_input(size_hw):
+    segmenter = segmenter_of().eval()
+    with torch.no_grad():
+        logits = segmenter(torch.rand(2, 3, *size_hw))
+    assert logits.shape == (2, 5, *size_hw) and logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+def test_batch_is_each_image_alone():
+    segmenter = segmenter_of().double().eval()
+    images = torch.rand(3, 3, 41, 67, dtype=torch.float64)
+    with torch.no_grad():
+        together = segmenter(images)
+        for image, logits in zip(images, together, strict=True):
+            assert float((segmenter(image[None])[0] - logits).abs().max()) < 1e-12
+
+
+def test_logits_are_those_of_the_quarter_size_enlarged():
+    segmenter, images = segmenter_of().eval(), torch.rand(1, 3, 41, 67)
+    with torch.no_grad():
+        maps = list(segmenter.backbone(segmenter.normalize(images)).values())
+        coarse = segmenter.decode_head(maps)
+        assert coarse.shape == (1, 5, 11, 17)
+        assert torch.equal(segmenter(images), enlarge(coarse, images))
+    ramp = torch.arange(4.0).view(1, 1, 1, 4)
+    enlarged = enlarge(ramp, torch.zeros(1, 1, 1, 8))[0, 0, 0]
+    assert enlarged.tolist() == pytest.approx([0.0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0])  # corners not aligned
+
+
+def test_training_mode_without_labels_gives_logits():
+    assert segmenter_of().train()(torch.rand(2, 3, 41, 67)).shape == (2, 5, 41, 67)
+
+
+def test_images_and_labels_are_left_alone():
+    segmenter, images, labels = segmenter_of(), torch.rand(2, 3, 41, 67), random_labels((2, 41, 67)).to(torch.uint8)
+    copies = images.clone(), labels.clone()
+    segmenter(images, labels)
+    assert torch.equal(images, copies[0]) and torch.equal(labels, copies[1])
+
+
+# ---- Losses.
+
+
+def test_losses_are_those_of_both_heads():
+    segmenter = segmenter_of().eval()
+    images, labels = torch.rand(2, 3, 41, 67), random_labels((2, 41, 67))
+    with torch.no_grad():
+        losses, features = segmenter(images, labels), segmenter.backbone(segmenter.normalize(images))
+        auxiliary = enlarge(segmenter.auxiliary_head(features["c4"]), images)
+        assert set(losses) == {"loss_segmentation", "loss_auxiliary"}
+        assert losses["loss_segmentation"] == segmentation_loss(segmenter(images), labels)
+        assert float(losses["loss_auxiliary"]) == pytest.approx(0.4 * float(segmentation_loss(auxiliary, labels)))
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (2, 3), (7, 33), (33, 7), (32, 32)])
+def test_a_single_small_image_trains(size_hw):
+    segmenter = segmenter_of().train()
+    losses = segmenter(torch.rand(1, 3, *size_hw), random_labels((1, *size_hw)))
+    assert all(math.isfinite(float(loss.detach())) for loss in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in segmenter.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert all(value.isfinite().all() for value in segmenter.state_dict().values())
+
+
+def test_every_parameter_gets_a_gradient():
+    segmenter = segmenter_of().train()
+    sum(segmenter(torch.rand(2, 3, 69, 101), random_labels((2, 69, 101))).values()).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in segmenter.parameters())
+
+
+def test_ignored_labels_only_give_a_loss_of_zero_and_no_gradient():
+    segmenter = segmenter_of().train()
+    losses = segmenter(torch.rand(2, 3, 41, 67), torch.full((2, 41, 67), IGNORED_LABEL, dtype=torch.uint8))
+    assert [float(loss.detach()) for loss in losses.values()] == [0.0, 0.0]
+    sum(losses.values()).backward()
+    assert not any(parameter.grad.any() for parameter in segmenter.parameters())
+
+
+def test_bfloat16_autocast_trains_and_gives_full_precision():
+    segmenter, images, labels = segmenter_of().train(), torch.rand(2, 3, 41, 67), random_labels((2, 41, 67))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses, logits = segmenter(images, labels), segmenter(images)
+    assert {value.dtype for value in (*losses.values(), logits)} == {torch.float32}
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in segmenter.parameters())
+
+
+def test_training_reduces_the_loss_of_one_batch():
+    segmenter, images, labels = segmenter_of().train(), torch.rand(2, 3, 41, 67), torch.zeros(2, 41, 67).long()
+    labels[:, :, 30:] = 1
+    optimizer = torch.optim.AdamW(segmenter.parameters(), lr=1e-2)
+    totals = []
+    for _ in range(25):
+        total = sum(segmenter(images, labels).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(float(total.detach()))
+    assert totals[-1] < 0.5 * totals[0]
+
+
+# ---- Parts.
+
+
+def test_batch_norm_of_one_value_per_channel_uses_and_keeps_the_running_statistics():
+    norm, plain = BatchNorm(3), nn.BatchNorm2d(3)
+    for module in (norm, plain):
+        module.running_mean.copy_(torch.tensor([1.0, 2, 3]))
+        module.running_var.copy_(torch.tensor([4.0, 5, 6]))
+    x = torch.rand(1, 3, 1, 1)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    assert torch.equal(norm.train()(x), plain.eval()(x))
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 3, 1, 2), (2, 3, 5, 7)])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_is_torchs_everywhere_else(shape, training):
+    norm, plain = BatchNorm(3).train(training), nn.BatchNorm2d(3).train(training)
+    x = torch.rand(shape)
+    assert torch.equal(norm(x), plain(x))
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in norm.state_dict().items())
+
+
+def test_auxiliary_head_is_no_part_of_prediction():
+    segmenter, images = segmenter_of().eval(), torch.rand(1, 3, 41, 67)
+    with torch.no_grad():
+        wanted = segmenter(images)
+        for parameter in segmenter.auxiliary_head.parameters():
+            parameter.fill_(math.nan)
+        assert torch.equal(segmenter(images), wanted)
+
+
+def test_dropout_drops_whole_channels_in_training_only():
+    head = FCNHead(4, 200, 3, dropout=0.5)
+    seen = []
+    head.conv_seg.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    torch.manual_seed(0)
+    head.train()(torch.rand(1, 4, 5, 7))
+    dropped = (seen[0] == 0).flatten(2).all(dim=2).float().mean()
+    assert 0.3 < float(dropped) < 0.7
+    with torch.no_grad():
+        head.eval()
+        assert torch.equal(head(torch.ones(1, 4, 5, 7)), head(torch.ones(1, 4, 5, 7)))
+
+
+def test_classifiers_start_small_and_without_bias():
+    segmenter = segmenter_of(num_classes=50, channels=64, auxiliary_channels=64)
+    for head in (segmenter.decode_head, segmenter.auxiliary_head):
+        assert float(head.conv_seg.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
+        assert not head.conv_seg.bias.any()
+
+
+# ---- Wrong use.
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(2, 67, 41).long(), r"labels must be integers of shape \(2, 41, 67\), got torch.int64 of \(2, 67"),
+        (torch.zeros(2, 1, 41, 67).long(), r"labels must be integers of shape \(2, 41, 67\), got"),
+        (torch.zeros(2, 41, 67), r"labels must be integers of shape \(2, 41, 67\), got torch.float32"),
+        (torch.full((2, 41, 67), 5), r"0 to 4, or 255 to ignore a pixel; 5494 pixels hold other values, such as 5"),
+        (torch.full((2, 41, 67), -1), r"0 to 4, or 255 to ignore a pixel; 5494 pixels hold other values, such as -1"),
+        (torch.full((2, 41, 67), 254, dtype=torch.uint8), r"such as 254"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels, message):
+    images = torch.rand(2, 3, 41, 67)
+    with pytest.raises(DataError, match=message):
+        check_labels(labels, images, 5)
+    with pytest.raises(DataError, match=message):
+        segmenter_of().train()(images, labels)
+
+
+def test_images_of_a_wrong_kind_are_refused():
+    segmenter = segmenter_of().eval()
+    with pytest.raises(ConfigError, match=r"images must be \(B, channels, H, W\), got shape \(3, 5, 7\)"):
+        segmenter(torch.rand(3, 5, 7))
+    with pytest.raises(ConfigError, match=r"images must be \(3, H, W\) floats"):
+        segmenter(torch.zeros(1, 3, 5, 7, dtype=torch.uint8))
+
+
+def test_wrong_settings_are_refused():
+    for count in (0, 256):
+        with pytest.raises(ConfigError, match=f"num_classes must be 1 to 255, which marks ignored pixels, got {count}"):
+            segmenter_of(num_classes=count)
+
+
+def test_other_channels_and_a_ready_backbone_work():
+    backbone = SwinTransformer(SwinConfig(embed_dim=8, depths=(1,) * 4, num_heads=(1,) * 4, in_channels=5))
+    segmenter = upernet(backbone, 2, channels=8, image_mean=[0.5] * 5, image_std=[0.2] * 5).eval()
+    assert segmenter.backbone is backbone
+    with torch.no_grad():
+        assert segmenter(torch.rand(1, 5, 37, 41)).shape == (1, 2, 37, 41)
