@@ -14,6 +14,8 @@ from torchvision.models.detection.image_list import ImageList
 
 from swin_dense.features import FeatureSpec
 
+PUBLISHED_ANCHOR_SCALE = 8.0
+
 
 class PyramidAnchors(nn.Module):
     """Anchors as the published models have them: float corners on exact strides, centred on the cell's corner.
@@ -30,7 +32,7 @@ class PyramidAnchors(nn.Module):
     def __init__(
         self,
         feature_specs: Mapping[str, FeatureSpec],
-        scale: float = 8.0,
+        scale: float = PUBLISHED_ANCHOR_SCALE,
         aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     ) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from swin_dense.config import SwinConfig
 from swin_dense.errors import ConfigError, DataError
+from swin_dense.heads.anchors import PUBLISHED_ANCHOR_SCALE
 from swin_dense.heads.backbones import Normalize, as_backbone
 from swin_dense.heads.fpn import FPN
 from swin_dense.heads.mask_pasting import paste_masks
@@ -186,8 +187,8 @@ def check_target(target: Target, index: int, size_hw: tuple[int, int], num_class
         got = tuple(target["iscrowd"].shape)
         raise DataError(f"target {index}: iscrowd must have shape {(len(boxes),)}, got {got}; one value per object.")
     if labels.dtype != torch.int64 or not boxes.is_floating_point() or masks.dtype not in (torch.uint8, torch.bool):
-        got = f"{labels.dtype}, {boxes.dtype} and {masks.dtype}"
-        raise DataError(f"target {index}: labels must be int64, boxes float and masks uint8 or bool, got {got}.")
+        dtypes = f"{labels.dtype}, {boxes.dtype} and {masks.dtype}"
+        raise DataError(f"target {index}: labels must be int64, boxes float and masks uint8 or bool, got {dtypes}.")
     if boxes.is_cuda or len(boxes) == 0:
         return
     if labels.min() < 0 or labels.max() >= num_classes:
@@ -235,7 +236,8 @@ def mask_rcnn(
     mask_head_channels: int = 256,
     score_threshold: float = 0.05,
     max_detections: int = 100,
-    anchor_scale: float = 8.0,
+    anchor_scale: float = PUBLISHED_ANCHOR_SCALE,
+    max_proposals: int = 1000,
     samples_per_image: int = 512,
     style: Style = "published",
     image_mean: Sequence[float] | None = None,
@@ -252,7 +254,8 @@ def mask_rcnn(
         mask_head_channels: Width of the mask head.
         score_threshold: Detections at or below it are dropped.
         max_detections: The most detections of one image.
-        anchor_scale: Anchor side over stride; smaller for small objects.
+        anchor_scale: Anchor side over stride; smaller for small objects. Boxes change level at sizes in proportion to it.
+        max_proposals: Proposals of one image; fewer are faster.
         samples_per_image: Proposals that the box head is trained on, a quarter of them objects.
         style: "published" is the network of the published Swin detectors. "torchvision" keeps torchvision's own
             anchors, pooling, losses and mask pasting, for checkpoints trained with them.
@@ -281,11 +284,12 @@ def mask_rcnn(
     model = MaskRCNN(
         backbone=backbone,
         fpn=fpn,
-        rpn=build_rpn(fpn.feature_specs, fpn_channels, anchor_scale),
+        rpn=build_rpn(fpn.feature_specs, fpn_channels, anchor_scale, max_proposals),
         roi_heads=build_roi_heads(
             pooled_levels,
             num_classes,
             fpn_channels,
+            anchor_scale,
             box_head_channels,
             mask_head_channels,
             samples_per_image,
@@ -305,6 +309,7 @@ def mask_rcnn(
             "score_threshold": score_threshold,
             "max_detections": max_detections,
             "anchor_scale": anchor_scale,
+            "max_proposals": max_proposals,
             "samples_per_image": samples_per_image,
             "style": style,
             "image_mean": list(image_mean) if image_mean else None,

@@ -17,10 +17,11 @@ from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 
 from swin_dense.features import FeatureSpec
+from swin_dense.heads.anchors import PUBLISHED_ANCHOR_SCALE
 from swin_dense.heads.losses import box_losses, mask_loss, mask_targets
 from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher
 from swin_dense.heads.precision import at_least_float32
-from swin_dense.heads.roi_pooling import PyramidRoIAlign
+from swin_dense.heads.roi_pooling import PUBLISHED_FINEST_SIDE, PyramidRoIAlign
 
 Detections = list[dict[str, Tensor]]
 
@@ -159,6 +160,7 @@ def published_roi_heads(
     feature_specs: Mapping[str, FeatureSpec],
     num_classes: int,
     channels: int,
+    anchor_scale: float,
     box_head_channels: int,
     mask_head_channels: int,
     samples_per_image: int,
@@ -171,6 +173,7 @@ def published_roi_heads(
         feature_specs: The levels to pool from.
         num_classes: K, background not counted.
         channels: The channels of every level.
+        anchor_scale: Anchor side over stride, 8 as published; boxes change level at sizes in proportion to it.
         box_head_channels: Width of the two hidden layers of the box head.
         mask_head_channels: Width of the mask head.
         samples_per_image: Proposals trained on, a quarter of them objects.
@@ -178,10 +181,11 @@ def published_roi_heads(
         max_detections: The most detections of one image.
     """
     modules = _head_modules(num_classes, channels, box_head_channels, mask_head_channels)
+    finest_side = PUBLISHED_FINEST_SIDE * anchor_scale / PUBLISHED_ANCHOR_SCALE
     heads = RoIHeads(
-        PyramidRoIAlign(feature_specs, 7),
+        PyramidRoIAlign(feature_specs, 7, finest_side),
         **modules,
-        mask_roi_pool=PyramidRoIAlign(feature_specs, 14),
+        mask_roi_pool=PyramidRoIAlign(feature_specs, 14, finest_side),
         **_TRAINING_SETTINGS,
         batch_size_per_image=samples_per_image,
         score_thresh=score_threshold,
@@ -197,13 +201,17 @@ def torchvision_roi_heads(
     feature_specs: Mapping[str, FeatureSpec],
     num_classes: int,
     channels: int,
+    anchor_scale: float,
     box_head_channels: int,
     mask_head_channels: int,
     samples_per_image: int,
     score_threshold: float,
     max_detections: int,
 ) -> TorchvisionRoIHeads:
-    """The heads as torchvision builds them for its own Mask R-CNN. Arguments as for `published_roi_heads`."""
+    """The heads as torchvision builds them for its own Mask R-CNN. Arguments as for `published_roi_heads`.
+
+    Boxes change level at torchvision's own sizes, whatever `anchor_scale` is.
+    """
     names = list(feature_specs)
     return TorchvisionRoIHeads(
         MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),

@@ -13,6 +13,8 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from swin_dense.features import FeatureSpec
 
+PUBLISHED_FINEST_SIDE = 56.0
+
 
 class PyramidRoIAlign(MultiScaleRoIAlign):
     """RoIAlign as the published models have it: aligned to pixel centres, adaptive sampling, given strides.
@@ -26,7 +28,9 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
             each doubling is one level coarser.
     """
 
-    def __init__(self, feature_specs: Mapping[str, FeatureSpec], output_size: int, finest_side: float = 56.0) -> None:
+    def __init__(
+        self, feature_specs: Mapping[str, FeatureSpec], output_size: int, finest_side: float = PUBLISHED_FINEST_SIDE
+    ) -> None:
         super().__init__(list(feature_specs), output_size, sampling_ratio=0)
         self.strides = tuple(spec.stride for spec in feature_specs.values())
         self.finest_side = finest_side

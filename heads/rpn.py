@@ -70,7 +70,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
 
 
 def published_rpn(
-    feature_specs: Mapping[str, FeatureSpec], channels: int, anchor_scale: float
+    feature_specs: Mapping[str, FeatureSpec], channels: int, anchor_scale: float, max_proposals: int
 ) -> RegionProposalNetwork:
     """The RPN of the published models.
 
@@ -78,6 +78,7 @@ def published_rpn(
         feature_specs: The pyramid's levels.
         channels: The channels of every level.
         anchor_scale: Anchor side over stride.
+        max_proposals: Proposals of one image; in training twice as many of each level are looked at.
     """
     anchors = PyramidAnchors(feature_specs, anchor_scale)
     rpn = RegionProposalNetwork(
@@ -87,8 +88,8 @@ def published_rpn(
         bg_iou_thresh=0.3,
         batch_size_per_image=256,
         positive_fraction=0.5,
-        pre_nms_top_n={"training": 2000, "testing": 1000},
-        post_nms_top_n={"training": 1000, "testing": 1000},
+        pre_nms_top_n={"training": 2 * max_proposals, "testing": max_proposals},
+        post_nms_top_n={"training": max_proposals, "testing": max_proposals},
         nms_thresh=0.7,
     )
     rpn.proposal_matcher = MaxIoUMatcher(positive_iou=0.7, negative_iou=0.3, minimum_iou=0.3)
@@ -98,7 +99,7 @@ def published_rpn(
 
 
 def torchvision_rpn_defaults(
-    feature_specs: Mapping[str, FeatureSpec], channels: int, anchor_scale: float
+    feature_specs: Mapping[str, FeatureSpec], channels: int, anchor_scale: float, max_proposals: int
 ) -> torchvision_rpn.RegionProposalNetwork:
     """The RPN as torchvision builds it for its own Mask R-CNN. Arguments as for `published_rpn`."""
     sizes = tuple((int(anchor_scale * spec.stride),) for spec in feature_specs.values())
@@ -110,7 +111,7 @@ def torchvision_rpn_defaults(
         bg_iou_thresh=0.3,
         batch_size_per_image=256,
         positive_fraction=0.5,
-        pre_nms_top_n={"training": 2000, "testing": 1000},
-        post_nms_top_n={"training": 2000, "testing": 1000},
+        pre_nms_top_n={"training": 2 * max_proposals, "testing": max_proposals},
+        post_nms_top_n={"training": 2 * max_proposals, "testing": max_proposals},
         nms_thresh=0.7,
     )

@@ -56,7 +56,7 @@ def test_head_gives_full_precision_and_torchvisions_numbers():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_proposals_are_the_best_of_each_level_after_suppression(training):
-    rpn = lively(published_rpn(SPECS, 4, 8.0)).double().train(training)
+    rpn = lively(published_rpn(SPECS, 4, 8.0, 1000)).double().train(training)
     levels = {name: map.double() for name, map in random_levels().items()}
     targets = [target([[10.0, 12, 50, 70]])] if training else None
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_proposals_are_the_best_of_each_level_after_suppression(training):
 
 def test_proposals_stay_within_each_image_and_never_exceed_1000():
     sizes_hw = [(96, 128), (61, 47)]
-    rpn = lively(published_rpn(SPECS, 4, 2.0)).eval()
+    rpn = lively(published_rpn(SPECS, 4, 2.0, 1000)).eval()
     with torch.no_grad():
         proposals, losses = rpn(batch(2, sizes_hw), random_levels(2), None)
     assert losses == {}
@@ -114,7 +114,7 @@ def slow_labels(anchors, boxes, padded_size_hw):
 
 @pytest.mark.parametrize("padded_size_hw", [(96, 128), (64, 96), (32, 32)])
 def test_anchor_labels_follow_the_published_assignment(padded_size_hw):
-    rpn, levels = published_rpn(SPECS, 4, 8.0), random_levels()
+    rpn, levels = published_rpn(SPECS, 4, 8.0, 1000), random_levels()
     boxes = [[3.0, 4, 30, 33], [20.0, 10, 90, 80], [100.0, 70, 127, 95], [0.0, 0, 4, 3]]
     anchors = all_anchors(rpn, levels)
     (labels,), (matched,) = rpn.assign_targets_to_anchors([anchors], [target(boxes, padded_size_hw)])
@@ -126,7 +126,7 @@ def test_anchor_labels_follow_the_published_assignment(padded_size_hw):
 
 
 def test_valid_anchors_are_the_cells_that_begin_inside_the_padded_image():
-    rpn, levels = published_rpn(SPECS, 4, 8.0), random_levels()
+    rpn, levels = published_rpn(SPECS, 4, 8.0, 1000), random_levels()
     anchors = all_anchors(rpn, levels)
     (labels,), _ = rpn.assign_targets_to_anchors([anchors], [target([], (32, 64))])
     # ceil(32 / s) x ceil(64 / s) cells of each level, three anchors each.
@@ -136,7 +136,7 @@ def test_valid_anchors_are_the_cells_that_begin_inside_the_padded_image():
 
 
 def test_losses_follow_from_the_sampled_anchors():
-    rpn, levels = lively(published_rpn(SPECS, 4, 8.0)).train(), random_levels()
+    rpn, levels = lively(published_rpn(SPECS, 4, 8.0, 1000)).train(), random_levels()
     targets = [target([[10.0, 12, 50, 70]])]
     torch.manual_seed(0)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_losses_follow_from_the_sampled_anchors():
 
 
 def test_images_without_objects_give_no_box_loss_but_gradients():
-    rpn = published_rpn(SPECS, 4, 8.0).train()
+    rpn = published_rpn(SPECS, 4, 8.0, 1000).train()
     _, losses = rpn(batch(2), random_levels(2), [target([]), target([])])
     assert float(losses["loss_rpn_box_reg"].detach()) == 0.0 and float(losses["loss_objectness"].detach()) > 0
     sum(losses.values()).backward()
@@ -164,7 +164,7 @@ def test_images_without_objects_give_no_box_loss_but_gradients():
 
 
 def test_published_numbers():
-    rpn = published_rpn(SPECS, 4, 8.0)
+    rpn = published_rpn(SPECS, 4, 8.0, 1000)
     assert (rpn.train().pre_nms_top_n(), rpn.post_nms_top_n(), rpn.nms_thresh) == (2000, 1000, 0.7)
     assert (rpn.eval().pre_nms_top_n(), rpn.post_nms_top_n()) == (1000, 1000)
     sampler = rpn.fg_bg_sampler
@@ -172,7 +172,7 @@ def test_published_numbers():
 
 
 def test_torchvision_style_is_what_torchvision_builds():
-    rpn = torchvision_rpn_defaults(SPECS, 4, 8.0)
+    rpn = torchvision_rpn_defaults(SPECS, 4, 8.0, 1000)
     assert type(rpn) is torchvision_rpn.RegionProposalNetwork
     assert rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
     assert (rpn.train().post_nms_top_n(), rpn.eval().post_nms_top_n()) == (2000, 1000)
