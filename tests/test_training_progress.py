@@ -57,6 +57,21 @@ def test_progress_on_a_terminal_is_one_line_of_80_columns(monkeypatch):
     assert all(len(line) <= 80 for line in shown)
 
 
+def test_progress_notes_other_work_now_and_then_and_leaves_its_time_out_of_the_speed():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(9, images_per_step=4, device=torch.device("cpu"), stream=stream, clock=clock) as progress:
+        clock.now_s += 2
+        progress.update(1, LOSSES, 1e-4)
+        for done in range(1, 31):
+            clock.now_s += 1
+            progress.note("evaluating", done, 30)
+        clock.now_s += 2
+        progress.update(9, LOSSES, 1e-4)
+    first, *notes, last = stream.getvalue().splitlines()
+    assert notes == ["evaluating 11/30  0:19 left", "evaluating 21/30  0:09 left"]
+    assert "2.0 img/s" in first and "16.0 img/s" in last
+
+
 def test_fit_drops_parts_from_the_end():
     assert fit(["12/99", "loss 1", "8 img/s"], 13) == "12/99  loss 1"
     assert fit(["123456"], 4) == "1234"

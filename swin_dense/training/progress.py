@@ -46,6 +46,7 @@ class Progress:
         self._plain_every_s = plain_every_s
         self._clock = clock
         self._start_s = self._shown_s = clock()
+        self._noted_s = self._note_start_s = self._start_s
         self._live: Live | None = None
 
     def __enter__(self) -> "Progress":
@@ -75,8 +76,29 @@ class Progress:
         is_first_or_last = self._shown_step == self._start_step or step >= self._total_steps
         if self._live is None and not is_first_or_last and now_s - self._shown_s < self._plain_every_s:
             return
-        parts = self._parts(step, losses, learning_rate, now_s)
+        self._show(self._parts(step, losses, learning_rate, now_s))
         self._shown_step, self._shown_s = step, now_s
+
+    def note(self, work: str, done: int, total: int) -> None:
+        """Shows how far something beside the training is, such as an evaluation.
+
+        Args:
+            work: What is done, in a word or two.
+            done: How much of it is done.
+            total: All of it.
+        """
+        now_s = self._clock()
+        if done <= 1:
+            self._noted_s = self._note_start_s = now_s
+        if done >= total:
+            self._shown_s = now_s  # the time since the last step was not spent on images
+        if self._live is None and now_s - self._noted_s < self._plain_every_s:
+            return
+        self._noted_s = now_s
+        left_s = (total - done) * (now_s - self._note_start_s) / max(1, done - 1)
+        self._show([f"{work} {done}/{total}", f"{duration(left_s)} left"])
+
+    def _show(self, parts: list[str]) -> None:
         if self._live is None:
             print("  ".join(parts), file=self._stream, flush=True)
         else:
