@@ -1,7 +1,8 @@
 """Tiny data sets, written where a test may write: real files of every kind that the loaders read."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,130 @@ def make_instances() -> Callable[..., Any]:
         return Instances(boxes, rows.astype(np.int64), masks, rows % 2 == 1, (rows + 100).astype(np.int64))
 
     return make
+
+
+TINY_MODEL = ("model.backbone.embed_dim=8", "model.backbone.depths=[1,1,1,1]", "model.backbone.num_heads=[1,1,2,2]")
+TINY_RUN = (
+    "optimizer.batch_size=2",
+    "schedule.decay=step",
+    "schedule.warmup_steps=0",
+    "schedule.steps=4",
+    "run.log_every_steps=1",
+    "run.checkpoint_every_steps=2",
+    "run.evaluate_every_steps=2",
+    "run.pictures=2",
+)
+TINY_TASKS = {
+    "instance": (
+        "model.head.fpn_channels=8",
+        "model.head.box_head_channels=16",
+        "model.head.mask_head_channels=8",
+        "model.head.samples_per_image=16",
+        "model.head.score_threshold=0.0",
+        "augmentation.short_edges=[64]",
+        "augmentation.max_long_edge=100",
+        "inference.short_edge=64",
+        "inference.max_long_edge=100",
+    ),
+    "semantic": (
+        "model.head.channels=8",
+        "model.head.auxiliary_channels=8",
+        "augmentation.crop_size_hw=[64,64]",
+        "augmentation.scale=[128,64]",
+        "inference.scale=[128,64]",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A finished run of four steps."""
+
+    task: str
+    folder: Path
+    words: tuple[str, ...]
+    """The command line without --out."""
+
+    @property
+    def last_model(self) -> Path:
+        return self.folder / "last.safetensors"
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six generated training and four validation pictures, in the COCO and the ADE20K layout."""
+    from swin_dense.datasets.shapes import write_shapes
+
+    root = tmp_path_factory.mktemp("shapes") / "data"
+    write_shapes(root, num_training=6, num_validation=4, image_side_range=(64, 90), seed=3)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_words(shapes_root: Path) -> Callable[..., list[str]]:
+    def words(task: str, *changes: str) -> list[str]:
+        """The command line of a training run of seconds; later changes win."""
+        return [f"shapes_{task}", f"data={shapes_root}", *TINY_MODEL, *TINY_RUN, *TINY_TASKS[task], *changes]
+
+    return words
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tiny models: threads that wait for each other on a busy machine are ten times slower than one."""
+    with _single_thread():
+        yield
+
+
+def _train_tiny(task: str, words: list[str], folder: Path) -> TinyRun:
+    from swin_dense.tools.main import main
+
+    with _single_thread():
+        assert main(["train", *words, "--out", str(folder), "--device", "cpu"]) == 0
+    return TinyRun(task, folder, tuple(words))
+
+
+@pytest.fixture(scope="session")
+def instance_run(tiny_words: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    return _train_tiny("instance", tiny_words("instance"), tmp_path_factory.mktemp("runs") / "instance")
+
+
+@pytest.fixture(scope="session")
+def semantic_run(tiny_words: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    return _train_tiny("semantic", tiny_words("semantic"), tmp_path_factory.mktemp("runs") / "semantic")
+
+
+@pytest.fixture(params=["instance", "semantic"])
+def tiny_run(request: pytest.FixtureRequest) -> TinyRun:
+    """The finished run of each task in turn."""
+    return request.getfixturevalue(f"{request.param}_run")
+
+
+@pytest.fixture
+def run_python() -> Callable[..., Any]:
+    import os
+    import subprocess
+    import sys
+
+    def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Python in a process of its own, in the repository's folder, on one thread."""
+        root = Path(__file__).parents[1]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, timeout=180, **options
+        )
+
+    return run

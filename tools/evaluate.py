@@ -25,18 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print a table."""
     from swin_dense.heads.model_file import load_model, read_about
-    from swin_dense.tools.recipe import recipe_from
-
-    about = read_about(arguments.model)
-    recipe = recipe_from(about["recipe"], arguments.overrides, str(arguments.model))
-
-    from swin_dense.datasets.labels import LabelMap
     from swin_dense.tools.evaluation import default_workers, evaluate
+    from swin_dense.tools.predictors import recipe_and_labels
     from swin_dense.tools.tables import per_class_table, print_table, write_json
     from swin_dense.tools.tasks import task_of
     from swin_dense.training.distributed import distributed
 
-    task, label_map = task_of(recipe), LabelMap.from_dict(about["labels"])
+    recipe, label_map = recipe_and_labels(arguments.model, read_about(arguments.model), arguments.overrides)
+    task = task_of(recipe)
     validation = task.validation_data(label_map)
     with distributed(arguments.device) as process:
         model, _ = load_model(arguments.model)

@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _backbone(model: str, weights: Path | None) -> SwinTransformer:
     from swin_dense.config import VARIANTS
+    from swin_dense.errors import ConfigError
     from swin_dense.heads.model_file import load_model
     from swin_dense.swin import create_backbone
 
@@ -69,6 +70,8 @@ def _backbone(model: str, weights: Path | None) -> SwinTransformer:
         return create_backbone(model, weights=None if weights is None else str(weights))
     if not Path(model).suffix:
         return create_backbone(model)  # raises, naming the nearest variant
+    if weights is not None:
+        raise ConfigError(f"{model} has weights of its own: leave out --weights {weights}, or name a variant.")
     return load_model(model)[0].backbone
 
 

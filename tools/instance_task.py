@@ -78,7 +78,8 @@ class InstanceTask(Task[InstanceSample, InstanceBatch, InstancePrediction]):
     def build_model(self, num_classes: int) -> MaskRCNN:
         """Mask R-CNN with the recipe's settings."""
         settings = self.recipe.model
-        return mask_rcnn(self.backbone_config(), num_classes, weights=settings.weights, **settings.head)
+        head = self.head_settings(mask_rcnn)
+        return mask_rcnn(self.backbone_config(), num_classes, weights=settings.weights, **head)
 
     @staticmethod
     def collate(samples: Sequence[InstanceSample]) -> InstanceBatch:

@@ -64,7 +64,9 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parse(words)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for updates on the network
     try:
-        return _command(arguments.command).run(arguments)
+        code = _command(arguments.command).run(arguments)
+        sys.stdout.flush()  # so that a reader who has gone is noticed here
+        return code
     except SwinDenseError as error:
         if arguments.traceback:
             raise
@@ -75,6 +77,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a folder that may not be written, a full disk
+        if arguments.traceback:
+            raise
+        print(f"swin-dense {arguments.command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def as_results(path: Path, prediction: InstancePrediction, label_map: LabelMap) -> list[dict[str, Any]]:
     """The objects of one picture as in a COCO results file, with the file and the class by name."""
-    boxes_xywh = prediction.boxes_xyxy.copy()
+    boxes_xywh = prediction.boxes_xyxy.astype(float)  # 64-bit, as in the evaluator's results
     boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
     return [
         {

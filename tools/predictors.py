@@ -8,7 +8,7 @@ Images go through one at a time, so that a prediction never depends on its neigh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,11 +24,12 @@ from swin_dense.datasets.images import read_image
 from swin_dense.datasets.instances import Instances
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.datasets.transforms import InstanceTransform, SemanticTransform, instance_inference, semantic_inference
+from swin_dense.errors import CheckpointError
 from swin_dense.heads.mask_pasting import masks_to_rle
 from swin_dense.heads.mask_rcnn import MaskRCNN
 from swin_dense.heads.model_file import load_model
 from swin_dense.heads.upernet import UPerNet
-from swin_dense.tools.recipe import InferenceSettings, recipe_from
+from swin_dense.tools.recipe import InferenceSettings, Recipe, recipe_from
 
 SizeHW = tuple[int, int]
 Prediction = TypeVar("Prediction")
@@ -203,13 +204,32 @@ def load_predictor(
         ConfigError: An override is wrong.
     """
     model, about = load_model(path)
-    recipe = recipe_from(about["recipe"], overrides, str(path))
-    label_map = LabelMap.from_dict(about["labels"])
+    recipe, label_map = recipe_and_labels(path, about, overrides)
     device = torch.device(device)
     model = model.to(device)
     if isinstance(model, MaskRCNN):
         return InstancePredictor(model, label_map, recipe.inference, device)
     return SemanticPredictor(model, label_map, recipe.inference, device)
+
+
+def recipe_and_labels(
+    path: str | Path, about: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> tuple[Recipe, LabelMap]:
+    """What `train` wrote beside the weights.
+
+    Args:
+        path: The model's file, for messages.
+        about: Its text.
+        overrides: Changes to the recipe.
+
+    Raises:
+        CheckpointError: It was not `train` that wrote the file.
+        ConfigError: An override is wrong.
+    """
+    for key in ("recipe", "labels"):
+        if key not in about:
+            raise CheckpointError(f"{path}: a model without {key}; use a file that swin-dense train wrote.")
+    return recipe_from(about["recipe"], overrides, str(path)), LabelMap.from_dict(about["labels"])
 
 
 class _ResizedImages(Dataset[tuple[int, Tensor, SizeHW]]):

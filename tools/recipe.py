@@ -194,6 +194,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.schedule.epochs is None) == (self.schedule.steps is None):
             raise ConfigError("recipe: give either schedule.epochs or schedule.steps, and set the other to null.")
+        for name, value in (("workers", self.run.workers), ("pictures", self.run.pictures)):
+            if value is not None and value < 0:
+                raise ConfigError(f"recipe: run.{name} must be 0 or more, got {value}.")
 
     def to_dict(self) -> dict[str, Any]:
         """As nested plain types, for YAML and JSON."""

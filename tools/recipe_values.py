@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -13,6 +14,8 @@ from swin_dense.config import did_you_mean
 from swin_dense.errors import ConfigError
 
 Schema = TypeVar("Schema")
+# YAML 1.1 takes 1e-4 for text: it wants 1.0e-4.
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def build(schema: type[Schema], values: Mapping[str, Any], where: str, prefix: str = "") -> Schema:
@@ -31,7 +34,8 @@ def build(schema: type[Schema], values: Mapping[str, Any], where: str, prefix: s
     fields = {}
     for key, value in values.items():
         if key not in hints:
-            raise ConfigError(f"{where}: unknown key {prefix + key!r}{did_you_mean(key, list(hints))}")
+            name = str(key)  # YAML reads yes, no, on and off as true and false
+            raise ConfigError(f"{where}: unknown key {prefix + name!r}{did_you_mean(name, list(hints))}")
         fields[key] = convert(hints[key], value, where, prefix + key)
     try:
         return schema(**fields)
@@ -61,6 +65,8 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:  # noqa: ANN401
     elif origin is dict and isinstance(value, Mapping):
         return dict(value)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
     elif hint in (int, str, bool, type(None)) and type(value) is hint:
         return value
@@ -119,6 +125,8 @@ def override(values: dict[str, Any], assignment: str, schema: type) -> None:
     *path, leaf_name = key.split(".")
     for part in path:
         values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"command line: {key} cannot be set, the recipe has {part}={values!r} without keys.")
     values[leaf_name] = value
 
 

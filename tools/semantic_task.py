@@ -63,9 +63,10 @@ class SemanticTask(Task[SemanticSample, SemanticBatch, np.ndarray]):
 
     def validation_data(self, label_map: LabelMap) -> SemanticValidation:
         """All images, as they are."""
-        require_same_labels(label_map, self.label_map(), "the recipe's dataset.classes")
+        own = self.label_map()  # which values to ignore is the data set's matter, not the model's
+        require_same_labels(label_map, own, "the recipe's dataset.classes")
         images, labels = self._folders("val")
-        return SemanticValidation(SemanticDataset(images, labels, label_map))
+        return SemanticValidation(SemanticDataset(images, labels, own))
 
     def label_map(self) -> LabelMap:
         """The classes that the recipe names, and what each value of a label picture means.
@@ -105,7 +106,8 @@ class SemanticTask(Task[SemanticSample, SemanticBatch, np.ndarray]):
     def build_model(self, num_classes: int) -> UPerNet:
         """UPerNet with the recipe's settings."""
         settings = self.recipe.model
-        return upernet(self.backbone_config(), num_classes, weights=settings.weights, **settings.head)
+        head = self.head_settings(upernet)
+        return upernet(self.backbone_config(), num_classes, weights=settings.weights, **head)
 
     @staticmethod
     def collate(samples: Sequence[SemanticSample]) -> SemanticBatch:

@@ -20,14 +20,16 @@ def print_table(title: str, rows: Mapping[str, float | Mapping[str, float | None
 
     first = next(iter(rows.values()), None)
     columns = list(first) if isinstance(first, Mapping) else [""]
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for name, value in rows.items():
         values = value.values() if isinstance(value, Mapping) else [value]
         table.add_row(name, *("n/a" if number is None else f"{number:.3f}" for number in values))
-    Console().print(table)
+    console = Console(markup=False, emoji=False, highlight=False)  # names and paths may hold brackets and colons
+    console.print(title, soft_wrap=True)
+    console.print(table)
 
 
 def per_class_table(scores: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:

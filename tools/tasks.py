@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swin_dense.config import SwinConfig, variant_config
+from swin_dense.config import SwinConfig, did_you_mean, variant_config
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import ConfigError
 from swin_dense.tools.predictors import Predictor
@@ -76,7 +77,22 @@ class Task(ABC, Generic[Sample, Batch, Prediction]):
         changes = {
             key: tuple(value) if isinstance(value, list) else value for key, value in self.recipe.model.backbone.items()
         }
-        return variant_config(self.recipe.model.variant, **changes)
+        try:
+            return variant_config(self.recipe.model.variant, **changes)
+        except TypeError as error:  # a value of another type, compared with a number
+            raise ConfigError(f"model.backbone={self.recipe.model.backbone}: {error}.") from error
+
+    def head_settings(self, builder: Callable[..., nn.Module]) -> dict[str, Any]:
+        """The head's arguments from the recipe.
+
+        Raises:
+            ConfigError: The builder has no such argument, or it is not the recipe's to set.
+        """
+        known = [name for name in signature(builder).parameters if name not in ("backbone", "num_classes", "weights")]
+        for name in self.recipe.model.head:
+            if name not in known:
+                raise ConfigError(f"unknown key 'model.head.{name}'{did_you_mean(name, known)}")
+        return self.recipe.model.head
 
     def data_path(self, path: str | None) -> Path | None:
         """A path of the recipe; relative ones start from the data folder."""

@@ -66,7 +66,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "auto", resume: bool = Fal
             training_run.start(resume)
         except Interrupted as interruption:
             if process.is_main:
-                print(f"{interruption} Continue with --resume --out {out}.", file=sys.stderr)
+                print(f"{interruption}. Continue with --resume --out {out}.", file=sys.stderr)
             return interruption.exit_code
     return 0
 

@@ -67,6 +67,8 @@ class TrainingRun:
             unwrap(self.model), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.scheduler = build_schedule(self.optimizer, recipe.schedule, self.steps_per_epoch, self.total_steps)
+        # Made here and not in the first evaluation, so that a wrong setting shows before hours of training.
+        self.predictor = self.task.predictor(unwrap(self.model), self.label_map, process.device)
         self.best_score: float | None = None
         self.scores: dict[str, Any] = {}
 
@@ -161,15 +163,15 @@ class TrainingRun:
 
     def _evaluate(self, step: int) -> None:
         model = unwrap(self.model).eval()
-        predictor = self.task.predictor(model, self.label_map, self.process.device)
+        self._share_buffers(model)
         drawn = set(spread(self.recipe.run.pictures, len(self.validation.paths)))
 
         def draw(index: int, prediction: Any) -> None:  # noqa: ANN401
             if index in drawn:
-                picture = self.validation.picture(index, predictor, prediction)
+                picture = self.validation.picture(index, self.predictor, prediction)
                 self.folder.write_picture(f"{index:05d}_{self.validation.paths[index].stem}", picture)
 
-        scores = evaluate(predictor, self.validation, self.process, workers=self.workers, on_prediction=draw)
+        scores = evaluate(self.predictor, self.validation, self.process, workers=self.workers, on_prediction=draw)
         if scores is None:
             return
         self.scores = scores
@@ -180,6 +182,12 @@ class TrainingRun:
         self._write_models(model, step, table[self.task.main_score])
         shown = "  ".join(f"{name} {value:.3f}" for name, value in table.items() if value is not None)
         self._say(f"step {step}: {shown}")
+
+    def _share_buffers(self, model: nn.Module) -> None:
+        """BatchNorm's running statistics of rank 0 for all: those of the others are not the ones that are saved."""
+        if self.process.world_size > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def _write_models(self, model: nn.Module, step: int, score: float | None) -> None:
         about = {
@@ -195,6 +203,11 @@ class TrainingRun:
 
     def _restore(self) -> int:
         loaded = load_state(self.folder.path)
+        if loaded.state.step > self.total_steps:
+            raise ConfigError(
+                f"{self.folder.path}: the run is at step {loaded.state.step} already, the recipe ends at step "
+                f"{self.total_steps}; raise schedule.steps or schedule.epochs to go on."
+            )
         messages = restore_state(loaded.state, self.model, self.optimizer, self.scheduler, rank=self.process.rank)
         self.best_score = loaded.state.best_score
         for message in (*loaded.messages, *messages):

@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+from torch import ones
+
+from swin_dense.tools.main import main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_evaluate_repeats_the_scores_of_the_run(tiny_run, tmp_path, capsys):
+    assert main(["evaluate", str(tiny_run.last_model), "--json", str(tmp_path / "s.json"), "--device", "cpu"]) == 0
+    scores = json.loads((tmp_path / "s.json").read_text())
+    of_run = json.loads((tiny_run.folder / "scores.json").read_text())
+    assert scores.pop("model") == str(tiny_run.last_model) and of_run.pop("step") == 4
+    assert scores == of_run
+    shown = capsys.readouterr().out
+    assert f"{tiny_run.last_model} on 4 images" in shown
+    assert {"instance": "mask AP50", "semantic": "mIoU"}[tiny_run.task] in shown and "triangle" in shown
+
+
+def test_evaluate_and_predict_agree_bit_for_bit_on_objects(instance_run, shapes_root, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    assert main(["evaluate", str(instance_run.last_model), "--predictions", str(out), "--device", "cpu"]) == 0
+    images = shapes_root / "images" / "validation"
+    words = ["predict", str(instance_run.last_model), str(images), "--out", str(tmp_path / "p"), "--device", "cpu"]
+    assert main(words) == 0
+    evaluated = json.loads(out.read_text())
+    predicted = json.loads((tmp_path / "p" / "results.json").read_text())["detections"]
+    ids = {f"shapes_{100000 + number}.jpg": 100000 + number for number in range(1, 5)}
+    as_evaluated = [
+        {
+            "image_id": ids[found["file_name"].rsplit("/", 1)[1]],
+            **{key: found[key] for key in ("category_id", "bbox", "score", "segmentation")},
+        }
+        for found in predicted
+    ]
+    assert len(evaluated) > 40
+    assert as_evaluated == evaluated
+
+
+def test_evaluate_and_predict_agree_bit_for_bit_on_labels(semantic_run, shapes_root, tmp_path, capsys):
+    assert (
+        main(["evaluate", str(semantic_run.last_model), "--predictions", str(tmp_path / "e"), "--device", "cpu"]) == 0
+    )
+    images = shapes_root / "images" / "validation"
+    words = ["predict", str(semantic_run.last_model), str(images), "--out", str(tmp_path / "p"), "--device", "cpu"]
+    assert main(words) == 0
+    evaluated = sorted((tmp_path / "e").iterdir())
+    assert [path.name for path in evaluated] == [f"shapes_10000{number}.png" for number in range(1, 5)]
+    values = set()
+    for path in evaluated:
+        with Image.open(path) as first, Image.open(tmp_path / "p" / "labels" / path.name) as second:
+            assert np.array_equal(np.asarray(first), np.asarray(second))
+            values |= set(np.unique(np.asarray(first)))
+    assert len(values) > 1 and values <= set(range(1, 11))  # the files' values, not class indices
+
+
+def refusal(words, capsys):
+    code = main(["evaluate", *map(str, words)])
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    assert captured.err.startswith("swin-dense evaluate: ") and captured.err.count("swin-dense evaluate: ") == 1
+    return code, captured.err
+
+
+def test_missing_model_is_4(tmp_path, capsys):
+    code, shown = refusal([tmp_path / "no.safetensors"], capsys)
+    assert code == 4 and "no.safetensors: there is no such model file" in shown
+
+
+def test_file_that_is_no_model_is_4(tmp_path, capsys):
+    text = tmp_path / "notes.txt"
+    text.write_text("not a model at all, but long enough to hold a header")
+    code, shown = refusal([text], capsys)
+    assert code == 4 and "notes.txt: not a whole safetensors file" in shown
+    bare = tmp_path / "bare.safetensors"
+    save_file({"a": ones(1)}, bare)
+    code, shown = refusal([bare], capsys)
+    assert code == 4 and "not what model they belong to" in shown
+
+
+def test_training_state_is_no_model(tiny_run, capsys):
+    code, shown = refusal([tiny_run.folder / "last.pt"], capsys)
+    assert code == 4 and "last.pt: not a whole safetensors file" in shown
+
+
+def test_cut_model_is_4(tiny_run, tmp_path, capsys):
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(tiny_run.last_model.read_bytes()[:-100])
+    code, shown = refusal([cut], capsys)
+    assert code == 4 and "cut.safetensors: not a whole safetensors file" in shown
+
+
+def test_missing_data_is_3(tiny_run, tmp_path, capsys):
+    code, shown = refusal([tiny_run.last_model, f"data={tmp_path / 'nowhere'}"], capsys)
+    assert code == 3 and "nowhere" in shown
+
+
+def test_wrong_override_is_2(tiny_run, capsys):
+    code, shown = refusal([tiny_run.last_model, "short_edge=3"], capsys)
+    assert code == 2 and "unknown key 'short_edge'; did you mean 'inference.short_edge'?" in shown
+
+
+def test_device_that_is_not_there_is_2(tiny_run, capsys):
+    code, shown = refusal([tiny_run.last_model, "--device", "cuda:99"], capsys)
+    assert code == 2 and "cuda:99" in shown
+
+
+def test_other_data_set_with_the_same_classes(semantic_run, shapes_root, tmp_path, capsys):
+    # Scores on the training pictures: every part of the recipe may be changed for an evaluation.
+    words = [
+        f"dataset.val_images={shapes_root / 'images' / 'training'}",
+        f"dataset.val_annotations={shapes_root / 'annotations' / 'training'}",
+    ]
+    assert main(["evaluate", str(semantic_run.last_model), *words, "--device", "cpu"]) == 0
+    assert "on 6 images" in capsys.readouterr().out

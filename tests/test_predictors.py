@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from swin_dense.datasets.drawing import draw_instances
+from swin_dense.datasets.transforms import instance_inference, semantic_inference
+from swin_dense.errors import CheckpointError, ConfigError, ImageError
+from swin_dense.heads.model_file import load_model, save_model
+from swin_dense.tools.predictors import (
+    InstancePrediction,
+    InstancePredictor,
+    SemanticPredictor,
+    load_predictor,
+    recipe_and_labels,
+    resized,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def picture(size_hw, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+
+
+def same(first, second):
+    if isinstance(first, np.ndarray):
+        return np.array_equal(first, second)
+    arrays = ("boxes_xyxy", "labels", "scores")
+    equal = all(np.array_equal(getattr(first, name), getattr(second, name)) for name in arrays)
+    return equal and first.masks_rle == second.masks_rle
+
+
+@pytest.fixture
+def predictor(tiny_run):
+    return load_predictor(tiny_run.last_model)
+
+
+def test_prediction_is_in_the_frame_of_the_original(predictor):
+    height, width = size_hw = (53, 97)
+    image = picture(size_hw)
+    before = image.copy()
+    prediction = predictor(image)
+    assert np.array_equal(image, before)
+    if isinstance(predictor, SemanticPredictor):
+        assert prediction.shape == size_hw and prediction.dtype == np.uint8 and prediction.max() < 10
+        return
+    assert len(prediction.scores) > 0 and prediction.boxes_xyxy.dtype == np.float32
+    assert (prediction.boxes_xyxy >= 0).all()
+    assert (prediction.boxes_xyxy <= np.array([width, height, width, height]) + 1e-3).all()
+    assert (np.diff(prediction.scores) <= 0).all()
+    assert set(prediction.labels) <= set(range(6)) and prediction.labels.dtype == np.int64
+    assert prediction.masks().shape == (len(prediction.scores), *size_hw)
+
+
+def test_prediction_is_the_same_again_and_beside_others(predictor, tmp_path):
+    images = [picture(size_hw, seed) for seed, size_hw in enumerate([(61, 67), (97, 53), (64, 64)])]
+    paths = [tmp_path / f"{index}.png" for index in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        Image.fromarray(image).save(path)
+    alone = [predictor(image) for image in images]
+    together = dict(predictor.predict_files(paths, [None] * 3))
+    assert list(together) == [0, 1, 2]
+    assert all(same(together[index], alone[index]) for index in range(3))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_prediction_is_the_same_with_workers(predictor, tmp_path):
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for seed, path in enumerate(paths):
+        Image.fromarray(picture((61, 67), seed)).save(path)
+    without, with_workers = (dict(predictor.predict_files(paths, [None] * 2, workers)) for workers in (0, 1))
+    assert all(same(without[index], with_workers[index]) for index in range(2))
+
+
+def test_stated_size_must_fit(predictor, tmp_path):
+    Image.fromarray(picture((61, 67))).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="61"):
+        list(predictor.predict_files([tmp_path / "a.png"], [(60, 67)]))
+
+
+def test_picture_draws_over_a_copy(predictor):
+    image = picture((61, 67))
+    before = image.copy()
+    drawn = predictor.picture(image, predictor(image))
+    assert np.array_equal(image, before)
+    assert drawn.dtype == np.uint8 and drawn.shape[0] >= 61 and drawn.shape[1] >= 67
+
+
+def test_picture_holds_only_objects_from_the_drawn_score_on(instance_run):
+    predictor = load_predictor(instance_run.last_model, overrides=["inference.drawn_score=1.0"])
+    image = picture((61, 67))
+    bare = draw_instances(image, np.zeros((0, 4), np.float32), [], None)
+    assert np.array_equal(predictor.picture(image, predictor(image)), bare)
+
+
+def test_overrides_reach_the_predictor(instance_run):
+    predictor = load_predictor(instance_run.last_model, overrides=["inference.drawn_score=0.25"])
+    assert isinstance(predictor, InstancePredictor) and predictor.drawn_score == 0.25
+    with pytest.raises(ConfigError, match=r"did you mean 'inference\.drawn_score'"):
+        load_predictor(instance_run.last_model, overrides=["inference.drawn_scor=1"])
+
+
+def test_model_is_in_evaluation_mode(predictor):
+    assert not any(module.training for module in predictor.model.modules())
+
+
+def test_model_that_train_did_not_write_is_refused(instance_run, tmp_path):
+    model, about = load_model(instance_run.last_model)
+    for key in ("recipe", "labels"):
+        path = tmp_path / f"without_{key}.safetensors"
+        save_model(path, model, {name: about[name] for name in ("recipe", "labels") if name != key})
+        with pytest.raises(CheckpointError, match=f"a model without {key}; use a file that swin-dense train wrote"):
+            load_predictor(path)
+    recipe, labels = recipe_and_labels("x", about, ["run.seed=3"])
+    assert recipe.run.seed == 3 and labels.names == tuple(about["labels"]["names"])
+
+
+def test_above_keeps_rows_together():
+    masks = [{"size": [1, 1], "counts": text} for text in ("a", "b", "c")]
+    boxes, scores = np.arange(12, dtype=np.float32).reshape(3, 4), np.array([0.9, 0.5, 0.1], np.float32)
+    kept = InstancePrediction(boxes, np.array([4, 5, 6]), scores, masks).above(0.5)
+    assert kept.labels.tolist() == [4, 5] and kept.masks_rle == masks[:2]
+    assert np.array_equal(kept.boxes_xyxy, boxes[:2]) and np.array_equal(kept.scores, scores[:2])
+
+
+@pytest.mark.parametrize("resize", [instance_inference(32, 40), semantic_inference((40, 32))])
+def test_resized_is_channels_first_and_in_bounds(resize):
+    image = picture((37, 101))
+    tensor = resized(image, resize)
+    assert tensor.dtype == torch.uint8 and tensor.is_contiguous() and tensor.shape[0] == 3
+    assert max(tensor.shape[1:]) == 40 and min(tensor.shape[1:]) <= 32

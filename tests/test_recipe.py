@@ -1,0 +1,133 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from swin_dense.errors import ConfigError
+from swin_dense.tools.main import main
+from swin_dense.tools.recipe import (
+    Recipe,
+    RunSettings,
+    ScheduleSettings,
+    find_recipe,
+    read_recipe,
+    recipe_from,
+    recipe_names,
+)
+
+
+@pytest.fixture
+def recipe():
+    overrides = [
+        "data=/some/where",
+        "dataset.classes=[wall, 'it''s, odd: [name]', étage]",
+        "dataset.ignored_values=[0, 7]",
+        "optimizer.learning_rate=6e-5",
+        "schedule.warmup_start=1.0e-6",
+        "model.backbone.window_size=[7,7,12,12]",
+        "model.head.image_mean=[0.5,0.5,0.5]",
+    ]
+    return read_recipe("shapes_semantic", overrides)
+
+
+def test_yaml_reads_back_to_the_same_recipe(recipe, tmp_path):
+    path = tmp_path / "again.yaml"
+    path.write_text(recipe.to_yaml())
+    assert read_recipe(str(path)) == recipe
+
+
+def test_dict_reads_back_to_the_same_recipe_and_stays_as_it_is(recipe):
+    values = recipe.to_dict()
+    before = recipe.to_dict()
+    assert recipe_from(values, (), "x") == recipe
+    assert recipe_from(values, ["run.seed=5", "model.head.channels=3"], "x").run.seed == 5
+    assert values == before
+
+
+def test_overrides_change_nothing_else(recipe):
+    changed = recipe_from(recipe.to_dict(), ["run.seed=5"], "x")
+    assert dataclasses.replace(changed, run=dataclasses.replace(changed.run, seed=0)) == recipe
+
+
+def test_later_overrides_win():
+    assert read_recipe("shapes_instance", ["run.seed=5", "run.seed=6"]).run.seed == 6
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(None, None), (1, 1)])
+def test_either_epochs_or_steps(epochs, steps):
+    with pytest.raises(ConfigError, match=r"either schedule\.epochs or schedule\.steps"):
+        Recipe(task="instance", schedule=ScheduleSettings(epochs=epochs, steps=steps))
+
+
+@pytest.mark.parametrize("name", ["workers", "pictures"])
+def test_counts_are_not_negative(name):
+    with pytest.raises(ConfigError, match=rf"run\.{name} must be 0 or more, got -1"):
+        Recipe(task="instance", schedule=ScheduleSettings(steps=1), run=RunSettings(**{name: -1}))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs=3", "unknown key 'epochs'; did you mean 'schedule.epochs'?"),
+        ("lr=3", "unknown key 'lr'; known are "),
+        ("optimizer.learning_rat=3", "did you mean 'optimizer.learning_rate'?"),
+        ("optimizer.learning_rate=fast", "optimizer.learning_rate must be a number, got 'fast'"),
+        ("optimizer.batch_size=2.5", "optimizer.batch_size must be a whole number, got 2.5"),
+        ("optimizer.precision=float16", "must be one of auto, float32, bfloat16, got 'float16'"),
+        ("task=panoptic", "task must be one of instance, semantic, got 'panoptic'"),
+        ("data=2017", "data must be text or null, got 2017"),
+        ("augmentation.crop_size_hw=[1,2,3]", "must be a list of 2 values, got [1, 2, 3]"),
+        ("model.head=[1]", "model.head must be keys and values, got [1]"),
+    ],
+)
+def test_wrong_overrides_are_explained(override, message):
+    with pytest.raises(ConfigError) as caught:
+        read_recipe("shapes_instance", [override])
+    assert message in str(caught.value)
+
+
+def test_unknown_recipe_suggests_the_nearest():
+    with pytest.raises(ConfigError, match=r"there is no recipe 'shapes_instanse'; did you mean 'shapes_instance'\?"):
+        find_recipe("shapes_instanse")
+    with pytest.raises(ConfigError, match=r"no recipe 'zzz'; known are mask_rcnn_swin_s_3x, "):
+        find_recipe("zzz")
+
+
+def test_missing_recipe_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no recipe file .*mine\.yaml"):
+        read_recipe(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"task: [instance", "not a YAML file"),
+        (b"\xff\xfe\x00", "not a YAML file"),
+        (b"- a\n- b\n", "a recipe holds keys and values, got list"),
+        (b"", "a recipe holds keys and values, got NoneType"),
+        (b"schedule: {steps: 1}\n", "task"),
+        (b"task: instance\nmodel: swin_t\nschedule: {steps: 1}\n", "model must hold keys and values, got 'swin_t'"),
+        (b"task: instance\nshedule: {steps: 1}\n", "unknown key 'shedule'; did you mean 'schedule'?"),
+        (b"!!python/object/apply:os.getcwd []", "not a YAML file"),
+    ],
+)
+def test_wrong_files_are_explained(content, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(str(path))
+    assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_print_config_prints_what_reads_back(tmp_path, capsys):
+    words = ["optimizer.learning_rate=3e-4", "data=/not/there", "schedule.epochs=7", "schedule.steps=null"]
+    assert main(["train", "upernet_swin_t_160k", *words, "--print-config"]) == 0
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert read_recipe(str(path)) == read_recipe("upernet_swin_t_160k", words)
+    assert yaml.safe_load(path.read_text())["schedule"]["epochs"] == 7
+
+
+def test_names_are_those_of_the_folder():
+    assert {"shapes_instance", "shapes_semantic"} < set(recipe_names())
+    assert all(find_recipe(name).is_file() for name in recipe_names())

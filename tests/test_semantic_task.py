@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from swin_dense.datasets.ade20k import ADE20K_LABELS
+from swin_dense.datasets.labels import LabelMap
+from swin_dense.errors import ConfigError, DataError, ImageError
+from swin_dense.tools.evaluation import evaluate
+from swin_dense.tools.recipe import read_recipe
+from swin_dense.tools.semantic_task import write_label
+from swin_dense.tools.tasks import task_of
+from swin_dense.training.distributed import Process
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make_task(tiny_words):
+    def make(*changes):
+        name, *overrides = tiny_words("semantic", *changes)
+        return task_of(read_recipe(name, overrides))
+
+    return make
+
+
+class Perfect:
+    """Predicts what is labelled, class 0 where nothing is."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def predict_files(self, paths, sizes_hw, workers):
+        for position, path in enumerate(paths):
+            label = self.dataset.label(self.dataset.names.index(path.stem))
+            yield position, np.where(label == 255, 0, label).astype(np.uint8)
+
+
+def test_training_data_are_crops_of_one_size(make_task):
+    task = make_task()
+    data = task.training_data()
+    assert len(data) == 6 and len(data.label_map) == 10
+    assert task.batch_groups(data) is None
+    batch = task.collate([data[(0, 0)], data[(0, 3)]])
+    assert batch.images.shape == (2, 3, 64, 64) and batch.labels.shape == (2, 64, 64)
+    assert batch.describe() == f"images {data.names[0]}, {data.names[3]}"
+    torch.manual_seed(0)
+    losses = task.losses(task.build_model(10).train(), batch, CPU)
+    assert set(losses) == {"loss_segmentation", "loss_auxiliary"}
+    assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
+
+
+def test_classes_from_a_file_a_list_and_a_preset(make_task):
+    names = make_task().label_map().names
+    listed = make_task(f"dataset.classes=[{', '.join(names)}]")
+    assert listed.label_map() == make_task().label_map()
+    assert listed.label_map().raw_ids == tuple(range(1, 11)) and listed.label_map().ignored_values == (0,)
+    assert make_task("dataset.classes=ade20k").label_map() is ADE20K_LABELS
+    assert make_task("dataset.classes=[a, b]", "dataset.first_value=5").label_map().raw_ids == (5, 6)
+
+
+def test_missing_classes_say_what_to_set(make_task):
+    with pytest.raises(ConfigError, match=r"set dataset\.classes to ade20k, to a text file"):
+        make_task("dataset.classes=null").training_data()
+    with pytest.raises(DataError, match=r"nowhere\.txt"):
+        make_task("dataset.classes=nowhere.txt").training_data()
+    with pytest.raises(ConfigError, match="stands for two classes"):
+        make_task("dataset.classes=[a, a]").training_data()
+
+
+def test_value_out_of_range_names_file_and_value(make_task):
+    data = make_task("dataset.classes=[a, b, c]").training_data()
+    with pytest.raises(ImageError, match=r"shapes_\d+\.png.*value"):
+        for index in range(len(data)):
+            data[(0, index)]
+
+
+def test_perfect_prediction_scores_one_and_is_saved_in_the_files_values(make_task, tmp_path):
+    task = make_task()
+    validation = task.validation_data(task.label_map())
+    scores = evaluate(Perfect(validation.dataset), validation, Process(0, 0, 1, CPU), predictions=tmp_path / "new")
+    assert task.table(scores) == {"mIoU": 1.0, "mAcc": 1.0, "aAcc": 1.0}
+    for index, name in enumerate(validation.dataset.names):
+        with Image.open(tmp_path / "new" / f"{name}.png") as image:
+            saved = np.asarray(image)
+        with Image.open(validation.dataset.paths(index)[1]) as image:
+            given = np.asarray(image)
+        assert np.array_equal(saved[given != 0], given[given != 0])
+
+
+def test_shares_of_processes_merge_to_the_whole(make_task):
+    task = make_task()
+    validation = task.validation_data(task.label_map())
+    whole, parts = validation.evaluator(), [validation.evaluator(), validation.evaluator()]
+    generator = np.random.default_rng(0)
+    for index in range(len(validation.paths)):
+        prediction = generator.integers(0, 10, validation.dataset.label(index).shape, dtype=np.uint8)
+        whole.add(index, prediction)
+        parts[index % 2].add(index, prediction)
+    parts[0].merge(parts[1])
+    assert parts[0].finish() == whole.finish()
+
+
+def test_values_to_ignore_are_the_data_sets_own(make_task):
+    task = make_task()
+    names = task.label_map().names
+    changed = make_task("dataset.ignored_values=[0, 77]")
+    validation = changed.validation_data(task.label_map())
+    assert validation.dataset.label_map.ignored_values == (0, 77)
+    with pytest.raises(DataError, match=r"the recipe's dataset\.classes: its classes differ"):
+        make_task(f"dataset.classes=[{', '.join(reversed(names))}]").validation_data(task.label_map())
+
+
+def test_own_folders_replace_the_usual_places(semantic_tree, make_task):
+    changes = [f"data={semantic_tree.root}", "dataset.classes=[a, b, c, d, e]", "dataset.first_value=0"]
+    changes += ["dataset.ignored_values=[]"]
+    for split in ("train", "val"):
+        changes += [f"dataset.{split}_images=images/training", f"dataset.{split}_annotations=annotations/training"]
+    task = make_task(*changes)
+    assert len(task.training_data()) == 4
+    validation = task.validation_data(task.label_map())
+    assert [path.name for path in validation.paths] == [f"scene_{number}.png" for number in range(4)]
+    assert validation.sizes_hw == [validation.dataset.label(index).shape for index in range(4)]
+
+
+def test_picture_puts_truth_beside_prediction(make_task, semantic_run):
+    from swin_dense.tools.predictors import load_predictor
+
+    task = make_task()
+    predictor = load_predictor(semantic_run.last_model)
+    validation = task.validation_data(predictor.label_map)
+    image, _ = validation.dataset.raw(0)
+    picture = validation.picture(0, predictor, predictor(image))
+    assert picture.dtype == np.uint8 and picture.shape[1] >= 2 * image.shape[1]
+
+
+@pytest.mark.parametrize(("raw_ids", "mode"), [((3, 255), "L"), ((3, 256), "I;16")])
+def test_write_label_has_room_for_every_value(raw_ids, mode, tmp_path):
+    prediction = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
+    write_label(tmp_path / "x.png", prediction, LabelMap(("a", "b"), raw_ids))
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.mode == mode
+        assert np.array_equal(np.asarray(image), np.array(raw_ids)[prediction])

@@ -1,0 +1,54 @@
+import json
+
+from swin_dense.tools.tables import per_class_table, print_table, write_json
+
+
+def test_print_table_shows_names_values_and_gaps(capsys):
+    print_table("the title", {"mIoU": 0.12345, "mAcc": None})
+    shown = capsys.readouterr().out
+    assert shown.startswith("the title\n")
+    assert "0.123" in shown and "n/a" in shown
+
+
+def test_print_table_of_several_columns(capsys):
+    print_table("by class", {"dog": {"box_AP": 0.5, "mask_AP": 0.25}, "cat": {"box_AP": None, "mask_AP": None}})
+    lines = capsys.readouterr().out.splitlines()
+    assert any("box AP" in line and "mask AP" in line for line in lines)
+    dog = next(line for line in lines if "dog" in line)
+    assert dog.index("0.500") < dog.index("0.250")
+    assert next(line for line in lines if "cat" in line).count("n/a") == 2
+
+
+def test_print_table_takes_names_literally(capsys):
+    names = ["wall [indoor]", "[/b]", "a :smile: b"]
+    print_table("runs/[x]/best", dict.fromkeys(names, 0.5))
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in [*names, "runs/[x]/best"])
+
+
+def test_print_table_never_breaks_a_long_title(capsys):
+    title = "/a/very/long/path/" * 12
+    print_table(title, {"a": 1.0})
+    assert title in capsys.readouterr().out.splitlines()
+
+
+def test_print_table_without_rows_is_a_table(capsys):
+    print_table("nothing", {})
+    assert "nothing" in capsys.readouterr().out
+
+
+def test_per_class_table_fills_classes_without_ground_truth():
+    scores = {"per_class": {"a": None, "b": {"IoU": 0.5, "accuracy": 1.0}}}
+    assert per_class_table(scores) == {
+        "a": {"IoU": None, "accuracy": None},
+        "b": {"IoU": 0.5, "accuracy": 1.0},
+    }
+
+
+def test_write_json_makes_the_folder_and_reads_back(tmp_path):
+    content = {"mIoU": 0.1 + 0.2, "none": None, "names": ["é"]}
+    path = tmp_path / "new" / "scores.json"
+    write_json(path, content)
+    assert json.loads(path.read_text()) == content and path.read_text().endswith("\n")
+    write_json(None, content)
+    assert list(tmp_path.iterdir()) == [path.parent]
