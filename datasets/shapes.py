@@ -225,7 +225,7 @@ def _polygon(crop: Mask, top: int, left: int) -> list[list[float]] | None:
     contours, _ = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if len(contours) != 1:
         return None
-    points = cv2.approxPolyDP(contours[0], 0.7 * enlarge, True).reshape(-1, 2)
+    points = cv2.approxPolyDP(contours[0], 0.4 * enlarge, True).reshape(-1, 2)
     if len(points) < 3:
         return None
     corners = (points + 0.5) / enlarge + (left, top)

@@ -254,7 +254,7 @@ def mask_rcnn(
         mask_head_channels: Width of the mask head.
         score_threshold: Detections at or below it are dropped.
         max_detections: The most detections of one image.
-        anchor_scale: Anchor side over stride; smaller for small objects. Boxes change level at sizes in proportion to it.
+        anchor_scale: Anchor side over stride; smaller for small objects. Boxes change level in proportion to it.
         max_proposals: Proposals of one image; fewer are faster.
         samples_per_image: Proposals that the box head is trained on, a quarter of them objects.
         style: "published" is the network of the published Swin detectors. "torchvision" keeps torchvision's own
@@ -272,8 +272,20 @@ def mask_rcnn(
         >>> [sorted(result) for result in detector([torch.rand(3, 50, 70), torch.rand(3, 64, 33)])]
         [['boxes', 'labels', 'masks', 'scores'], ['boxes', 'labels', 'masks', 'scores']]
     """
-    if num_classes < 1:
-        raise ConfigError(f"num_classes must be 1 or more (background is not counted), got {num_classes}.")
+    counts = {
+        "num_classes": num_classes,  # background is not counted
+        "fpn_channels": fpn_channels,
+        "box_head_channels": box_head_channels,
+        "mask_head_channels": mask_head_channels,
+        "max_detections": max_detections,
+        "max_proposals": max_proposals,
+        "samples_per_image": samples_per_image,
+    }
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"{name} must be 1 or more, got {count}.")
+    if anchor_scale <= 0:
+        raise ConfigError(f"anchor_scale must be above 0, got {anchor_scale}.")
     if style not in ("published", "torchvision"):
         raise ConfigError(f"style must be 'published' or 'torchvision', got {style!r}.")
     backbone = as_backbone(backbone)

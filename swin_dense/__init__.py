@@ -14,6 +14,7 @@ from swin_dense.errors import (
     DataError,
     DivergenceError,
     ImageError,
+    Interrupted,
     SwinDenseError,
 )
 from swin_dense.features import FeatureSpec
@@ -33,6 +34,7 @@ __all__ = [
     "DivergenceError",
     "FeatureSpec",
     "ImageError",
+    "Interrupted",
     "SwinConfig",
     "SwinDenseError",
     "SwinTransformer",

@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from swin_dense.errors import ConfigError
+from swin_dense.typed_values import build, did_you_mean, plain
 
 WindowRule = Literal["dense", "classification", "timm"]
 
@@ -130,29 +130,16 @@ class SwinConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types (tuples become lists)."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        return plain(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> SwinConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            ConfigError: A field is unknown.
+            ConfigError: A field is unknown, or a value has the wrong type or is out of range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in fields:
-            if key not in known:
-                raise ConfigError(f"SwinConfig has no field {key!r}{did_you_mean(key, known)}")
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
-        }
-        return cls(**plain)
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """The end of an error message about an unknown word: the nearest known one, or all of them."""
-    near = get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}."
+        return build(cls, fields, "SwinConfig")
 
 
 def _published_variants() -> dict[str, SwinConfig]:

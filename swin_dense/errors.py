@@ -4,6 +4,8 @@ A message names the file, the id and the field, what was wanted, what was got, a
 command line returns for each kind.
 """
 
+import signal
+
 
 class SwinDenseError(Exception):
     """Base of every error that a user can cause and mend."""
@@ -41,3 +43,24 @@ class DivergenceError(SwinDenseError):
     """Training produced a value that is not finite."""
 
     exit_code = 5
+
+
+class Interrupted(Exception):
+    """A signal ended the training after its state was saved.
+
+    Args:
+        signal_number: SIGINT or SIGTERM.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports of a process that this signal ended: 130 or 143."""
+        return 128 + self.signal_number
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signal_number).name
+        return f"stopped by {name} with the training state saved; the same command with --resume goes on from there."

@@ -4,8 +4,9 @@ import pickle
 
 import pytest
 
-from swin_dense.config import STAGE_NAMES, VARIANTS, WINDOW_RULES, SwinConfig, did_you_mean, variant_config
+from swin_dense.config import STAGE_NAMES, VARIANTS, WINDOW_RULES, SwinConfig, variant_config
 from swin_dense.errors import ConfigError, SwinDenseError
+from swin_dense.typed_values import did_you_mean
 
 UNUSUAL = SwinConfig(
     embed_dim=24,
@@ -85,7 +86,7 @@ def test_config_error_is_a_value_error_of_the_tree():
 
 
 def test_from_dict_names_an_unknown_field_and_the_nearest_known():
-    with pytest.raises(ConfigError, match="SwinConfig has no field 'embed_dims'; did you mean 'embed_dim'"):
+    with pytest.raises(ConfigError, match="SwinConfig: unknown key 'embed_dims'; did you mean 'embed_dim'"):
         SwinConfig.from_dict({"embed_dims": 8})
 
 
@@ -102,7 +103,7 @@ def test_variant_config_changes_only_what_is_named():
 def test_variant_config_refuses_unknown_names():
     with pytest.raises(ConfigError, match="no Swin variant 'swin_tt'; did you mean 'swin_t'"):
         variant_config("swin_tt")
-    with pytest.raises(ConfigError, match="no field 'windows_size'; did you mean 'window_size'"):
+    with pytest.raises(ConfigError, match="unknown key 'windows_size'; did you mean 'window_size'"):
         variant_config("swin_t", windows_size=4)
 
 

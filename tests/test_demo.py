@@ -1,9 +1,11 @@
 import json
+import signal
 from functools import partial
 
 import pytest
 
 from swin_dense.datasets import shapes
+from swin_dense.errors import Interrupted
 from swin_dense.tools import recipe
 from swin_dense.tools.main import main
 
@@ -54,9 +56,13 @@ def test_demo_runs_the_whole_path(small, tmp_path, capsys):
 
 
 def test_demo_stops_where_training_stops(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("swin_dense.tools.train.train", lambda *arguments, **options: 143)
+    def terminated(*arguments, **options):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("swin_dense.tools.train.train", terminated)
     assert main(["demo", "--out", str(tmp_path / "demo"), "--json", str(tmp_path / "s.json")]) == 143
     assert not (tmp_path / "s.json").exists()
+    assert f"stopped; delete {tmp_path / 'demo'} and start again" in capsys.readouterr().err
 
 
 def test_demo_leaves_foreign_folders_alone(small, tmp_path, capsys):

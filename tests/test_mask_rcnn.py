@@ -395,7 +395,7 @@ def test_wrong_calls_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 0}, r"num_classes must be 1 or more \(background is not counted\), got 0"),
+        ({"num_classes": 0}, r"num_classes must be 1 or more, got 0"),
         ({"style": "mmdet"}, "style must be 'published' or 'torchvision', got 'mmdet'"),
     ],
 )

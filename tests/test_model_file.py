@@ -170,7 +170,7 @@ def test_weights_that_do_not_fit_their_architecture_are_refused(tmp_path):
 def test_build_model_refuses_unknown_heads_and_settings():
     with pytest.raises(ConfigError, match="there is no head None; known are mask_rcnn, upernet"):
         build_model({"backbone": TINY.to_dict()})
-    with pytest.raises(ConfigError, match="SwinConfig has no field 'window'"):
+    with pytest.raises(ConfigError, match="SwinConfig: unknown key 'window'"):
         build_model({"head": "upernet", "num_classes": 2, "backbone": {"window": 7}})
     with pytest.raises(ConfigError, match="architecture of a upernet needs a backbone"):
         build_model({"head": "upernet", "num_classes": 2})

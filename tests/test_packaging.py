@@ -17,7 +17,9 @@ from swin_dense import errors
 ROOT = Path(__file__).parents[1]
 LINKED = ("heads", "datasets", "tools")
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "tests")
-EXCEPTIONS = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+EXCEPTIONS = [
+    value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.SwinDenseError)
+]
 
 
 def modules():
@@ -151,6 +153,12 @@ def test_errors_cross_processes_and_stand_at_the_top(error):
     assert getattr(swin_dense, error.__name__) is error and error.__name__ in swin_dense.__all__
     assert issubclass(error, swin_dense.SwinDenseError)
     assert error.exit_code in (2, 3, 4, 5)
+
+
+def test_interruption_crosses_processes_and_is_no_mistake():
+    copy = pickle.loads(pickle.dumps(swin_dense.Interrupted(15)))
+    assert (type(copy), copy.signal_number, copy.exit_code) == (errors.Interrupted, 15, 143)
+    assert not issubclass(errors.Interrupted, errors.SwinDenseError)
 
 
 @pytest.fixture(scope="module")

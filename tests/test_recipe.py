@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import yaml
 
-from swin_dense.errors import ConfigError
+from swin_dense.errors import ConfigError, DataError
 from swin_dense.tools.main import main
 from swin_dense.tools.recipe import (
     Recipe,
@@ -131,3 +131,13 @@ def test_print_config_prints_what_reads_back(tmp_path, capsys):
 def test_names_are_those_of_the_folder():
     assert {"shapes_instance", "shapes_semantic"} < set(recipe_names())
     assert all(find_recipe(name).is_file() for name in recipe_names())
+
+
+def test_data_folder_becomes_absolute_and_must_be_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco").mkdir()
+    recipe = read_recipe("mask_rcnn_swin_t_1x", ["data=coco"])
+    assert recipe.with_absolute_data().data == str(tmp_path / "coco")
+    assert recipe_from({"task": "semantic", "schedule": {"steps": 1}}, [], "x").with_absolute_data().data is None
+    with pytest.raises(DataError, match="data=cocoa: there is no such folder; pass the folder of the data set"):
+        read_recipe("mask_rcnn_swin_t_1x", ["data=cocoa"]).with_absolute_data()

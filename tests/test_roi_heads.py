@@ -13,6 +13,7 @@ SIZE_HW = (96, 128)
 SETTINGS = {
     "num_classes": 3,
     "channels": 4,
+    "anchor_scale": 8.0,
     "box_head_channels": 16,
     "mask_head_channels": 6,
     "samples_per_image": 512,
@@ -205,3 +206,9 @@ def test_suppression_works_within_a_class():
     logits = torch.tensor([[0.0, 4, 4, -9], [0.0, 3.9, 3.9, -9]])
     _, _, labels = heads.postprocess_detections(logits, torch.zeros(2, 16), [boxes], [SIZE_HW])
     assert sorted(labels[0].tolist()) == [1, 2]
+
+
+def test_boxes_change_level_in_proportion_to_the_anchors():
+    small = heads_of(anchor_scale=2.0)
+    assert [pool.finest_side for pool in (small.box_roi_pool, small.mask_roi_pool)] == [14.0, 14.0]
+    assert heads_of().box_roi_pool.finest_side == 56.0

@@ -31,8 +31,8 @@ def test_backbone_config_is_the_variant_with_changes():
     ("override", "message"),
     [
         ("model.variant=swin_tt", "no Swin variant 'swin_tt'; did you mean 'swin_t'?"),
-        ("model.backbone.depth=[1]", "SwinConfig has no field 'depth'; did you mean 'depths'?"),
-        ("model.backbone.depths=3", "model.backbone={"),
+        ("model.backbone.depth=[1]", "SwinConfig: unknown key 'depth'; did you mean 'depths'?"),
+        ("model.backbone.depths=3", "depths must be a list of whole numbers, got 3"),
         ("model.backbone.num_heads=[5,5,5,5]", "num_heads must be divisors"),
     ],
 )

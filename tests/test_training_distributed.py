@@ -143,5 +143,6 @@ def test_process_from_environment_reads_torchrun(monkeypatch):
 def test_process_from_environment_refuses_devices_that_are_not_there():
     with pytest.raises(ConfigError, match=r"cuda:99 asked for, but this machine has \d+ CUDA devices"):
         process_from_environment("cuda:99")
-    with pytest.raises(ConfigError, match="unknown device 'gpu'"):
-        process_from_environment("gpu")
+    for name in ("gpu", "meta"):
+        with pytest.raises(ConfigError, match=f"unknown device '{name}'"):
+            process_from_environment(name)

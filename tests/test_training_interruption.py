@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from swin_dense.training.interruption import Interrupted, StopSignals
+from swin_dense.errors import Interrupted
+from swin_dense.training.interruption import StopSignals
 
 
 def send(number):
@@ -72,4 +73,4 @@ def test_stop_signals_outside_the_main_thread_do_nothing():
 def test_interrupted_names_the_signal_and_the_exit_code():
     error = pickle.loads(pickle.dumps(Interrupted(signal.SIGTERM)))
     assert (error.exit_code, Interrupted(signal.SIGINT).exit_code) == (143, 130)
-    assert "SIGTERM" in str(error) and "resumed" in str(error)
+    assert "SIGTERM" in str(error) and "--resume" in str(error)

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from swin_dense.errors import ConfigError
-from swin_dense.training.optimizer import build_optimizer, parameter_groups
+from swin_dense.training.optimizer import build_optimizer, change_settings, parameter_groups
 
 PUBLISHED_SUBSTRINGS = ("norm", "relative_position_bias_table", "absolute_pos_embed")
 
@@ -94,3 +95,21 @@ def test_build_optimizer_refuses_a_frozen_model():
 def test_build_optimizer_refuses_a_negative_learning_rate():
     with pytest.raises(ConfigError, match="learning rate"):
         build_optimizer(nn.Linear(2, 2), learning_rate=-1.0, weight_decay=0.05)
+
+
+def test_changed_settings_take_hold_and_equal_ones_change_nothing():
+    model = Segmenter()
+    optimizer = build_optimizer(model, learning_rate=0.5, weight_decay=0.25)
+    scheduler = LambdaLR(optimizer, lambda step: 0.1)
+
+    def settings():
+        return [(group["lr"], group["initial_lr"], group["weight_decay"]) for group in optimizer.param_groups]
+
+    before = settings()
+    change_settings(optimizer, scheduler, model, learning_rate=0.5, weight_decay=0.25)
+    assert settings() == before and scheduler.base_lrs == [0.5, 0.5]
+    change_settings(optimizer, scheduler, model, learning_rate=2.0, weight_decay=0.125)
+    assert settings() == [pytest.approx((0.2, 2.0, 0.125)), pytest.approx((0.2, 2.0, 0.0))]
+    optimizer.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == [pytest.approx(0.2)] * 2

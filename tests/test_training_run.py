@@ -133,7 +133,7 @@ def test_divergence_is_5_and_writes_no_state(tiny_words, tmp_path, capsys):
 
 
 def test_summary_says_what_is_trained(make_run):
-    summary = make_run("instance")._summary()
+    summary = make_run("instance")._summary(start_step=0)
     assert "6 training and 4 validation images, 6 classes" in summary
     assert "4 steps of 2 images (1 x 2 x 1) on cpu" in summary
     assert "training starts from random weights: model.weights is null" in summary

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from swin_dense.errors import Interrupted
+
+if TYPE_CHECKING:
+    from swin_dense.tools.run_folder import RunFolder
 
 HELP = "Generate a small data set, train a detector and a segmenter on it, score both and draw their predictions."
 EXAMPLE = "  swin-dense demo --out demo          (about five minutes on two cores)"
@@ -30,35 +36,33 @@ def run(arguments: argparse.Namespace) -> int:
     started_s = time.monotonic()
     _write_data(arguments.out / "data", arguments.seed)
     summary: dict[str, Any] = {}
-    for task, folder in runs.items():
-        code, summary[task] = _train(task, folder, arguments)
-        if code:
-            return code
+    try:
+        for task, folder in runs.items():
+            summary[task] = _train(task, folder, arguments)
+    except Interrupted as interruption:
+        print(f"swin-dense demo: stopped; delete {arguments.out} and start again", file=sys.stderr)
+        return interruption.exit_code
     _report(summary, runs, arguments, time.monotonic() - started_s)
     return 0
 
 
 def _write_data(root: Path, seed: int) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from swin_dense.datasets.shapes import write_shapes
+    from swin_dense.tools.progress_bar import progress_bar
 
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("drawing the data set", total=None)
-        write_shapes(root, seed=seed, report=lambda done, total: progress.update(bar, completed=done, total=total))
+    with progress_bar("drawing the data set") as show:
+        write_shapes(root, seed=seed, report=show)
 
 
-def _train(task: str, folder: Any, arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:  # noqa: ANN401
-    import json
-
+def _train(task: str, folder: RunFolder, arguments: argparse.Namespace) -> dict[str, Any]:
     from swin_dense.tools.recipe import read_recipe
     from swin_dense.tools.train import train
 
-    recipe = read_recipe(f"shapes_{task}", [f"data={arguments.out / 'data'}", f"run.seed={arguments.seed}"])
+    data = (arguments.out / "data").resolve()
+    recipe = read_recipe(f"shapes_{task}", [f"data={data}", f"run.seed={arguments.seed}"])
     print(f"\n{task} segmentation", file=sys.stderr)
-    code = train(recipe, folder.path, device=arguments.device)
-    return code, {} if code else json.loads(folder.scores.read_text())
+    train(recipe, folder, device=arguments.device)
+    return json.loads(folder.scores.read_text())
 
 
 def _report(summary: dict[str, Any], runs: dict[str, Any], arguments: argparse.Namespace, seconds: float) -> None:

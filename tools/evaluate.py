@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from swin_dense.heads.model_file import load_model, read_about
     from swin_dense.tools.evaluation import default_workers, evaluate
     from swin_dense.tools.predictors import recipe_and_labels
+    from swin_dense.tools.progress_bar import progress_bar
     from swin_dense.tools.tables import per_class_table, print_table, write_json
     from swin_dense.tools.tasks import task_of
     from swin_dense.training.distributed import distributed
@@ -38,7 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
         model, _ = load_model(arguments.model)
         predictor = task.predictor(model.to(process.device), label_map, process.device)
         workers = default_workers(process) if recipe.run.workers is None else recipe.run.workers
-        scores = evaluate(predictor, validation, process, workers=workers, predictions=arguments.predictions)
+        with progress_bar("evaluating", shown=process.is_main) as show:
+            scores = evaluate(
+                predictor,
+                validation,
+                process,
+                workers=workers,
+                predictions=arguments.predictions,
+                on_prediction=lambda index, prediction: show(index + 1, len(validation.paths)),
+            )
     if scores is not None:
         print_table(f"{arguments.model} on {len(validation.paths)} images", task.table(scores))
         print_table("by class", per_class_table(scores))

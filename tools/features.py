@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from swin_dense.heads.backbones import Normalize
     from swin_dense.swin import SwinTransformer
 
 HELP = "Save the backbone's feature maps c2 to c5 of pictures, one .npz file each."
@@ -33,20 +34,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     import numpy as np
     import torch
-    from rich.progress import track
 
     from swin_dense.datasets.images import read_image
     from swin_dense.datasets.transforms import instance_inference
-    from swin_dense.heads.backbones import Normalize
     from swin_dense.tools.predictors import resized
+    from swin_dense.tools.progress_bar import tracked
     from swin_dense.training.distributed import process_from_environment
 
     device = process_from_environment(arguments.device).device
-    backbone = _backbone(arguments.model, arguments.weights).to(device).eval()
-    normalize = Normalize(backbone.config.in_channels).to(device)
+    backbone, normalize = (part.to(device).eval() for part in _parts(arguments.model, arguments.weights))
     resize = instance_inference(arguments.short_edge, 10 * arguments.short_edge) if arguments.short_edge else None
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for path, name in track(list(zip(paths, named_apart(paths), strict=True)), "extracting"):
+    for path, name in tracked(list(zip(paths, named_apart(paths), strict=True)), "extracting"):
         image = read_image(path)
         tensor = torch.from_numpy(image).permute(2, 0, 1) if resize is None else resized(image, resize)
         with torch.inference_mode():
@@ -58,21 +57,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _backbone(model: str, weights: Path | None) -> SwinTransformer:
-    from swin_dense.config import VARIANTS
+def _parts(model: str, weights: Path | None) -> tuple[SwinTransformer, Normalize]:
+    from swin_dense.config import VARIANTS, variant_config
     from swin_dense.errors import ConfigError
+    from swin_dense.heads.backbones import Normalize
     from swin_dense.heads.model_file import load_model
     from swin_dense.swin import create_backbone
 
     if model in VARIANTS:
         if weights is None:
             print("features of random weights: name a file with --weights", file=sys.stderr)
-        return create_backbone(model, weights=None if weights is None else str(weights))
+        backbone = create_backbone(model, weights=None if weights is None else str(weights))
+        return backbone, Normalize(backbone.config.in_channels)
     if not Path(model).suffix:
-        return create_backbone(model)  # raises, naming the nearest variant
+        variant_config(model)  # raises, naming the nearest variant
     if weights is not None:
         raise ConfigError(f"{model} has weights of its own: leave out --weights {weights}, or name a variant.")
-    return load_model(model)[0].backbone
+    trained, _ = load_model(model)
+    return trained.backbone, trained.normalize
 
 
 if __name__ == "__main__":

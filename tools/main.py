@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
-from swin_dense.errors import SwinDenseError
+from swin_dense.errors import Interrupted, SwinDenseError
 
 COMMANDS = ("demo", "train", "evaluate", "predict", "features")
 
@@ -72,6 +72,9 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         print(f"swin-dense {arguments.command}: {error}", file=sys.stderr)
         return error.exit_code
+    except Interrupted as interruption:
+        print(f"swin-dense {arguments.command}: {interruption}", file=sys.stderr)
+        return interruption.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does

@@ -32,10 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     import numpy as np
     from PIL import Image
-    from rich.progress import track
 
     from swin_dense.datasets.images import read_image
     from swin_dense.tools.predictors import InstancePredictor, load_predictor
+    from swin_dense.tools.progress_bar import tracked
     from swin_dense.tools.semantic_task import write_label
     from swin_dense.tools.tables import write_json
     from swin_dense.training.distributed import process_from_environment
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = process_from_environment(arguments.device).device
     predictor: Any = load_predictor(arguments.model, device, [f"inference.drawn_score={arguments.score}"])
     found: list[dict[str, Any]] = []
-    for path, name in track(list(zip(paths, named_apart(paths), strict=True)), "predicting"):
+    for path, name in tracked(list(zip(paths, named_apart(paths), strict=True)), "predicting"):
         image = read_image(path)
         prediction = predictor(image)
         drawn = arguments.out / "pictures" / f"{name}.png"

@@ -7,15 +7,14 @@ the resolved recipe is saved with the run and inside the trained model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from swin_dense.config import did_you_mean
-from swin_dense.errors import ConfigError
-from swin_dense.tools.recipe_values import build, override, plain
+from swin_dense.errors import ConfigError, DataError
+from swin_dense.typed_values import build, did_you_mean, override, plain
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
@@ -197,6 +196,18 @@ class Recipe:
         for name, value in (("workers", self.run.workers), ("pictures", self.run.pictures)):
             if value is not None and value < 0:
                 raise ConfigError(f"recipe: run.{name} must be 0 or more, got {value}.")
+
+    def with_absolute_data(self) -> Recipe:
+        """The same with the data folder's full path, so that a model finds its data from wherever it is evaluated.
+
+        Raises:
+            DataError: There is no such folder.
+        """
+        if self.data is None:
+            return self
+        if not Path(self.data).is_dir():
+            raise DataError(f"data={self.data}: there is no such folder; pass the folder of the data set.")
+        return replace(self, data=str(Path(self.data).resolve()))
 
     def to_dict(self) -> dict[str, Any]:
         """As nested plain types, for YAML and JSON."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swin_dense.config import SwinConfig, did_you_mean, variant_config
+from swin_dense.config import SwinConfig, variant_config
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import ConfigError
 from swin_dense.tools.predictors import Predictor
 from swin_dense.tools.recipe import Recipe
+from swin_dense.typed_values import convert, did_you_mean
 
 Sample = TypeVar("Sample")
 Sample_co = TypeVar("Sample_co", covariant=True)
@@ -74,25 +74,24 @@ class Task(ABC, Generic[Sample, Batch, Prediction]):
 
     def backbone_config(self) -> SwinConfig:
         """The backbone of the recipe."""
-        changes = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in self.recipe.model.backbone.items()
-        }
-        try:
-            return variant_config(self.recipe.model.variant, **changes)
-        except TypeError as error:  # a value of another type, compared with a number
-            raise ConfigError(f"model.backbone={self.recipe.model.backbone}: {error}.") from error
+        return variant_config(self.recipe.model.variant, **self.recipe.model.backbone)
 
     def head_settings(self, builder: Callable[..., nn.Module]) -> dict[str, Any]:
         """The head's arguments from the recipe.
 
         Raises:
-            ConfigError: The builder has no such argument, or it is not the recipe's to set.
+            ConfigError: The builder has no such argument for a recipe to set, or the value is of another type.
         """
-        known = [name for name in signature(builder).parameters if name not in ("backbone", "num_classes", "weights")]
+        hints = get_type_hints(builder)
+        for name in ("backbone", "num_classes", "weights", "return"):
+            hints.pop(name)
         for name in self.recipe.model.head:
-            if name not in known:
-                raise ConfigError(f"unknown key 'model.head.{name}'{did_you_mean(name, known)}")
-        return self.recipe.model.head
+            if name not in hints:
+                raise ConfigError(f"unknown key 'model.head.{name}'{did_you_mean(name, list(hints))}")
+        return {
+            name: convert(hints[name], value, "recipe", f"model.head.{name}")
+            for name, value in self.recipe.model.head.items()
+        }
 
     def data_path(self, path: str | None) -> Path | None:
         """A path of the recipe; relative ones start from the data folder."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from swin_dense.tools.recipe import Recipe
+    from swin_dense.tools.run_folder import RunFolder
 
 HELP = "Train Mask R-CNN on COCO-format data, or UPerNet on images with label pictures."
 EXAMPLE = """  swin-dense train mask_rcnn_swin_t_3x data=/data/coco --out runs/coco
@@ -33,42 +34,34 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(recipe.to_yaml(), end="")
         return 0
-    if recipe.data is not None and not Path(recipe.data).is_dir():
-        from swin_dense.errors import DataError
+    recipe = recipe.with_absolute_data()
 
-        raise DataError(f"data={recipe.data}: there is no such folder; pass the folder of the data set.")
+    from swin_dense.tools.run_folder import RunFolder
+
     out = arguments.out or Path("runs") / Path(arguments.recipe).stem
-    return train(recipe, out, device=arguments.device, resume=arguments.resume)
+    train(recipe, RunFolder(out), device=arguments.device, resume=arguments.resume)
+    return 0
 
 
-def train(recipe: Recipe, out: Path, *, device: str = "auto", resume: bool = False) -> int:
+def train(recipe: Recipe, folder: RunFolder, *, device: str = "auto", resume: bool = False) -> None:
     """Train, evaluate and fill a run folder.
 
     Args:
         recipe: What to do.
-        out: The run's folder.
+        folder: The run's folder.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        resume: Whether to continue the run in `out`.
+        resume: Whether to continue the run in the folder.
 
-    Returns:
-        0, or 130 or 143 where a signal stopped the run, which can then be resumed.
+    Raises:
+        Interrupted: A signal stopped the run, which can be resumed.
+        SwinDenseError: Anything that a user can mend.
     """
-    from swin_dense.tools.run_folder import RunFolder
     from swin_dense.tools.training_run import TrainingRun
     from swin_dense.training.distributed import distributed
-    from swin_dense.training.interruption import Interrupted
 
-    folder = RunFolder(out)
     with distributed(device) as process:
         folder.require_startable(resume)
-        training_run = TrainingRun(recipe, folder, process)
-        try:
-            training_run.start(resume)
-        except Interrupted as interruption:
-            if process.is_main:
-                print(f"{interruption}. Continue with --resume --out {out}.", file=sys.stderr)
-            return interruption.exit_code
-    return 0
+        TrainingRun(recipe, folder, process).start(resume)
 
 
 if __name__ == "__main__":

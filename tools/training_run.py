@@ -24,7 +24,7 @@ from swin_dense.training.checkpoint import capture_state, load_state, restore_st
 from swin_dense.training.distributed import Process, unwrap, wrap
 from swin_dense.training.loop import LoopSettings, StepLog, train
 from swin_dense.training.metrics_file import MetricsFile
-from swin_dense.training.optimizer import build_optimizer
+from swin_dense.training.optimizer import build_optimizer, change_settings
 from swin_dense.training.progress import Progress
 from swin_dense.training.schedule import poly_schedule, step_schedule
 
@@ -78,7 +78,7 @@ class TrainingRun:
         if self.process.is_main:
             self.folder.write_recipe(self.recipe)
             self.metrics = MetricsFile(self.folder.metrics, resume_step=start_step)
-            self._say(self._summary())
+            self._say(self._summary(start_step))
         run, settings = self.recipe.run, self.recipe.optimizer
         loop_settings = LoopSettings(
             total_steps=self.total_steps,
@@ -166,12 +166,16 @@ class TrainingRun:
         self._share_buffers(model)
         drawn = set(spread(self.recipe.run.pictures, len(self.validation.paths)))
 
-        def draw(index: int, prediction: Any) -> None:  # noqa: ANN401
+        def note_and_draw(index: int, prediction: Any) -> None:  # noqa: ANN401
+            if self.process.is_main:
+                self.progress.note("evaluating", index + 1, len(self.validation.paths))
             if index in drawn:
                 picture = self.validation.picture(index, self.predictor, prediction)
                 self.folder.write_picture(f"{index:05d}_{self.validation.paths[index].stem}", picture)
 
-        scores = evaluate(self.predictor, self.validation, self.process, workers=self.workers, on_prediction=draw)
+        scores = evaluate(
+            self.predictor, self.validation, self.process, workers=self.workers, on_prediction=note_and_draw
+        )
         if scores is None:
             return
         self.scores = scores
@@ -209,12 +213,20 @@ class TrainingRun:
                 f"{self.total_steps}; raise schedule.steps or schedule.epochs to go on."
             )
         messages = restore_state(loaded.state, self.model, self.optimizer, self.scheduler, rank=self.process.rank)
+        settings = self.recipe.optimizer
+        change_settings(
+            self.optimizer,
+            self.scheduler,
+            unwrap(self.model),
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
         self.best_score = loaded.state.best_score
         for message in (*loaded.messages, *messages):
             self._say(message)
         return loaded.state.step
 
-    def _summary(self) -> str:
+    def _summary(self, start_step: int) -> str:
         process, settings = self.process, self.recipe.optimizer
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         images = f"{len(self.training_data)} training and {len(self.validation.paths)} validation images"
@@ -224,7 +236,9 @@ class TrainingRun:
             f"{self.total_steps} steps of {settings.batch_size} images ({shares}) on {process.device}, "
             f"learning rate {settings.learning_rate:g}",
         ]
-        if self.recipe.model.weights is None:
+        if start_step:
+            lines.append(f"the run goes on after step {start_step}")
+        elif self.recipe.model.weights is None:
             lines.append("training starts from random weights: model.weights is null")
         findings = getattr(self.training_data, "findings", {})
         unusual = ", ".join(f"{count} {what}" for what, count in findings.items() if count)

@@ -8,27 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
+from swin_dense.errors import Interrupted
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupted(Exception):
-    """A signal ended the training after its state was saved.
-
-    Args:
-        signal_number: SIGINT or SIGTERM.
-    """
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
-
-    @property
-    def exit_code(self) -> int:
-        """What a shell reports of a process that this signal ended: 130 or 143."""
-        return 128 + self.signal_number
-
-    def __str__(self) -> str:
-        return f"stopped by {signal.Signals(self.signal_number).name} with the training state saved; it can be resumed"
 
 
 class StopSignals:

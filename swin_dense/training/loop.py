@@ -17,9 +17,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from swin_dense.errors import ConfigError, DivergenceError
+from swin_dense.errors import ConfigError, DivergenceError, Interrupted
 from swin_dense.training.distributed import any_process, average_scalars
-from swin_dense.training.interruption import Interrupted, StopSignals
+from swin_dense.training.interruption import StopSignals
 from swin_dense.training.random_state import preserved_random_state
 
 Batch = TypeVar("Batch")

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
 
 from swin_dense.errors import ConfigError
 
@@ -53,6 +54,26 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
         {"params": [pair for pair in trainable if id(pair[1]) in exempt], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def change_settings(
+    optimizer: AdamW, scheduler: LRScheduler, model: nn.Module, *, learning_rate: float, weight_decay: float
+) -> None:
+    """Gives a restored optimiser the settings of this run; nothing changes where they are those it was saved with.
+
+    Args:
+        optimizer: From `build_optimizer`, after `restore_state`.
+        scheduler: Its schedule, likewise.
+        model: The model the optimiser was built on.
+        learning_rate: As in `build_optimizer`.
+        weight_decay: As in `build_optimizer`.
+    """
+    fresh_groups = parameter_groups(model, weight_decay=weight_decay)
+    for index, (group, fresh) in enumerate(zip(optimizer.param_groups, fresh_groups, strict=True)):
+        group["weight_decay"] = fresh["weight_decay"]
+        if group["initial_lr"] != learning_rate:
+            group["lr"] *= learning_rate / group["initial_lr"]
+            group["initial_lr"] = scheduler.base_lrs[index] = learning_rate
 
 
 def build_optimizer(

@@ -4,7 +4,7 @@ from typing import Any, Literal
 import pytest
 
 from swin_dense.errors import ConfigError
-from swin_dense.tools.recipe_values import build, convert, describe, keys, override, plain
+from swin_dense.typed_values import build, convert, describe, keys, override, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ def test_numbers_may_have_an_exponent_without_a_point(text):
         ("price", [1.0], "a number or null"),
         ("lamps", 1, "true or false"),
         ("kind", "tandem", "one of race, city"),
-        ("parts", 3, "text or a list of text or null"),
-        ("parts", ["a", 3], "text or a list of text or null"),
+        ("parts", 3, "text or a list of texts or null"),
+        ("parts", ["a", 3], "text or a list of texts or null"),
         ("wheel", 3, "keys and values"),
     ],
 )
@@ -77,8 +77,8 @@ def test_wrong_type_says_wanted_and_got(key, value, wanted):
     [
         ("inches", 28.0, "a whole number, got 28.0"),
         ("inches", True, "a whole number, got True"),
-        ("spokes", 3, "a list of a whole number, got 3"),
-        ("spokes", "345", "a list of a whole number, got '345'"),
+        ("spokes", 3, "a list of whole numbers, got 3"),
+        ("spokes", "345", "a list of whole numbers, got '345'"),
         ("size_hw", [1, 2, 3], "a list of 2 values, got [1, 2, 3]"),
         ("extra", [1], "keys and values, got [1]"),
     ],

@@ -1,4 +1,4 @@
-"""Plain values, from YAML or the command line, into typed dataclasses, with a word on everything that is wrong."""
+"""Plain values, from YAML or a command line, into typed dataclasses, with a word on everything that is wrong."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import dataclasses
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
-from swin_dense.config import did_you_mean
 from swin_dense.errors import ConfigError
 
 Schema = TypeVar("Schema")
 # YAML 1.1 takes 1e-4 for text: it wants 1.0e-4.
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 def build(schema: type[Schema], values: Mapping[str, Any], where: str, prefix: str = "") -> Schema:
@@ -37,10 +38,10 @@ def build(schema: type[Schema], values: Mapping[str, Any], where: str, prefix: s
             name = str(key)  # YAML reads yes, no, on and off as true and false
             raise ConfigError(f"{where}: unknown key {prefix + name!r}{did_you_mean(name, list(hints))}")
         fields[key] = convert(hints[key], value, where, prefix + key)
-    try:
-        return schema(**fields)
-    except TypeError as error:  # a field without default is missing
-        raise ConfigError(f"{where}: {error}") from None
+    for field in dataclasses.fields(schema):  # type: ignore[arg-type]
+        if field.name not in fields and field.default is field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: the key {prefix + field.name!r} is missing; it has no default.")
+    return schema(**fields)
 
 
 def convert(hint: Any, value: Any, where: str, key: str) -> Any:  # noqa: ANN401 - any hint, any value
@@ -58,8 +59,9 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:  # noqa: ANN401
         return _convert_union(arguments, value, where, key)
     if origin is Literal and value in arguments:
         return value
-    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
-        item_hints = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
+    if origin in (tuple, Sequence) and isinstance(value, Sequence) and not isinstance(value, str):
+        fixed = origin is tuple and arguments[-1] is not Ellipsis
+        item_hints = arguments if fixed else (arguments[0],) * len(value)
         if len(item_hints) == len(value):
             return tuple(convert(item, part, where, key) for item, part in zip(item_hints, value, strict=True))
     elif origin is dict and isinstance(value, Mapping):
@@ -89,9 +91,9 @@ def describe(hint: Any) -> str:  # noqa: ANN401
         return "null"
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
-    if origin is tuple:
-        if arguments[-1] is Ellipsis:
-            return f"a list of {describe(arguments[0])}"
+    if origin in (tuple, Sequence):
+        if origin is Sequence or arguments[-1] is Ellipsis:
+            return f"a list of {_PLURALS.get(arguments[0], 'values')}"
         return f"a list of {len(arguments)} values"
     if origin in (Union, types.UnionType):
         return " or ".join(describe(argument) for argument in arguments)
@@ -118,6 +120,8 @@ def override(values: dict[str, Any], assignment: str, schema: type) -> None:
         leaf = [name for name in known if name.rpartition(".")[2] == key]
         suggestion = f"; did you mean {leaf[0]!r}?" if leaf else did_you_mean(key, known)
         raise ConfigError(f"command line: unknown key {key!r}{suggestion}")
+    import yaml  # only a command line needs it
+
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -157,3 +161,9 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return value
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """The end of an error message about an unknown word: the nearest known one, or all of them."""
+    near = get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}."
