@@ -196,8 +196,10 @@ def _device(name: str, local_rank: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:<number>.") from None
-    if device.type != "cuda":
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:<number>.")
+    if device.type == "cpu":
         return device
     index = local_rank if device.index is None else device.index
     if index >= torch.cuda.device_count():
