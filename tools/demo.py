@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from swin_dense.tools.run_folder import RunFolder
 
 HELP = "Generate a small data set, train a detector and a segmenter on it, score both and draw their predictions."
-EXAMPLE = "  swin-dense demo --out demo          (about five minutes on two cores)"
+EXAMPLE = "  swin-dense demo --out demo          (some minutes on two cores)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
