@@ -70,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except SwinDenseError as error:
         if arguments.traceback:
             raise
-        print(f"swin-dense {arguments.command}: {error}", file=sys.stderr)
+        print(f"swin-dense {arguments.command}: {message_of(error)}", file=sys.stderr)
         return error.exit_code
     except Interrupted as interruption:
         print(f"swin-dense {arguments.command}: {interruption}", file=sys.stderr)
@@ -85,6 +85,14 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         print(f"swin-dense {arguments.command}: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+
+
+def message_of(error: SwinDenseError) -> str:
+    """The error's own words; those from a loader's worker arrive wrapped in the worker's traceback."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    return text.rpartition(f"{type(error).__name__}: ")[2].strip()
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
