@@ -6,7 +6,7 @@ from swin_dense.tools.main import main
 from swin_dense.tools.recipe import ScheduleSettings, read_recipe
 from swin_dense.tools.run_folder import RunFolder
 from swin_dense.tools.training_run import TrainingRun, build_schedule, resolve_precision, split_batch
-from swin_dense.training.distributed import Process
+from swin_dense.training.distributed import Process, unwrap
 from swin_dense.training.metrics_file import read_metrics
 from swin_dense.training.optimizer import build_optimizer
 
@@ -137,3 +137,11 @@ def test_summary_says_what_is_trained(make_run):
     assert "6 training and 4 validation images, 6 classes" in summary
     assert "4 steps of 2 images (1 x 2 x 1) on cpu" in summary
     assert "training starts from random weights: model.weights is null" in summary
+
+
+def test_summary_shows_the_receipt_of_the_weights(make_run, tmp_path):
+    path = tmp_path / "backbone.pth"
+    torch.save(unwrap(make_run("semantic").model).backbone.state_dict(), path, pickle_protocol=2)
+    run = make_run("semantic", f"model.weights={path}")
+    receipt = [line for line in run._summary(start_step=0).splitlines() if "100.0% of the backbone" in line]
+    assert receipt and str(path) in receipt[0]

@@ -76,10 +76,8 @@ class InstanceTask(Task[InstanceSample, InstanceBatch, InstancePrediction]):
         return (dataset.aspect_ratios > 1).astype(np.int64)
 
     def build_model(self, num_classes: int) -> MaskRCNN:
-        """Mask R-CNN with the recipe's settings."""
-        settings = self.recipe.model
-        head = self.head_settings(mask_rcnn)
-        return mask_rcnn(self.backbone_config(), num_classes, weights=settings.weights, **head)
+        """Mask R-CNN with the recipe's settings and random weights."""
+        return mask_rcnn(self.backbone_config(), num_classes, **self.head_settings(mask_rcnn))
 
     @staticmethod
     def collate(samples: Sequence[InstanceSample]) -> InstanceBatch:

@@ -104,10 +104,8 @@ class SemanticTask(Task[SemanticSample, SemanticBatch, np.ndarray]):
         return None
 
     def build_model(self, num_classes: int) -> UPerNet:
-        """UPerNet with the recipe's settings."""
-        settings = self.recipe.model
-        head = self.head_settings(upernet)
-        return upernet(self.backbone_config(), num_classes, weights=settings.weights, **head)
+        """UPerNet with the recipe's settings and random weights."""
+        return upernet(self.backbone_config(), num_classes, **self.head_settings(upernet))
 
     @staticmethod
     def collate(samples: Sequence[SemanticSample]) -> SemanticBatch:

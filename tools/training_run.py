@@ -27,6 +27,7 @@ from swin_dense.training.metrics_file import MetricsFile
 from swin_dense.training.optimizer import build_optimizer, change_settings
 from swin_dense.training.progress import Progress
 from swin_dense.training.schedule import poly_schedule, step_schedule
+from swin_dense.weights import load_weights
 
 
 class TrainingRun:
@@ -56,11 +57,10 @@ class TrainingRun:
         self.workers = default_workers(process) if recipe.run.workers is None else recipe.run.workers
 
         torch.manual_seed(recipe.run.seed)
-        self.model = wrap(
-            self.task.build_model(len(self.label_map)),
-            process,
-            synchronise_batch_norm=process.world_size > 1 and process.device.type == "cuda",
-        )
+        model = self.task.build_model(len(self.label_map))
+        self.weights = None if recipe.model.weights is None else load_weights(model, recipe.model.weights)
+        several_gpus = process.world_size > 1 and process.device.type == "cuda"
+        self.model = wrap(model, process, synchronise_batch_norm=several_gpus)
         torch.manual_seed(recipe.run.seed + 1 + process.rank)  # processes drop and sample differently
         settings = recipe.optimizer
         self.optimizer: AdamW = build_optimizer(
@@ -70,7 +70,6 @@ class TrainingRun:
         # Made here and not in the first evaluation, so that a wrong setting shows before hours of training.
         self.predictor = self.task.predictor(unwrap(self.model), self.label_map, process.device)
         self.best_score: float | None = None
-        self.scores: dict[str, Any] = {}
 
     def start(self, resume: bool) -> None:
         """Run to the end; see `swin_dense.training.loop.train` for what may be raised."""
@@ -178,7 +177,6 @@ class TrainingRun:
         )
         if scores is None:
             return
-        self.scores = scores
         table = self.task.table(scores)
         self.metrics.append(step, flat(table, "val"))
         self.folder.write_scores(scores, step)
@@ -238,8 +236,10 @@ class TrainingRun:
         ]
         if start_step:
             lines.append(f"the run goes on after step {start_step}")
-        elif self.recipe.model.weights is None:
+        elif self.weights is None:
             lines.append("training starts from random weights: model.weights is null")
+        else:
+            lines.append(str(self.weights))
         findings = getattr(self.training_data, "findings", {})
         unusual = ", ".join(f"{count} {what}" for what, count in findings.items() if count)
         if unusual:
