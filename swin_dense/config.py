@@ -1,6 +1,7 @@
 """The numbers that define a Swin Transformer, and the published variants. Needs no torch.
 
 Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (Liu et al., 2021), https://arxiv.org/abs/2103.14030.
+Swin Transformer V2: Scaling Up Capacity and Resolution (Liu et al., 2022), https://arxiv.org/abs/2111.09883.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class SwinConfig:
     """Everything that decides what a `SwinTransformer` computes.
 
     Attributes:
-        version: 1 (Swin). Version 2 is reserved for Swin V2.
+        version: 1 is Swin, 2 is Swin V2 (cosine attention, position bias from a small network, norms after branches).
         embed_dim: The number of channels C of the first stage; stage i has 2^i C.
         depths: The number of blocks of each stage; one to four stages.
         num_heads: The number of attention heads of each stage; divides that stage's channels.
@@ -36,7 +37,8 @@ class SwinConfig:
         patch_norm: Whether the patch embedding ends in a LayerNorm.
         absolute_pos_embed_hw: The grid of a learnt absolute position embedding in cells, or None for none. Another
             map size interpolates it (bicubic).
-        pretrained_window_sizes: Window sizes the weights were trained with; only Swin V2 uses them.
+        pretrained_window_sizes: Swin V2 only: the window each stage's position bias was trained with, in cells, where
+            it is not `window_size`; offsets are measured against it.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
         window_rule: What happens where a map does not divide into windows. "dense": pad, then shift, always shift odd
             blocks (the official detection and segmentation code). "classification": the same, but no shift along a
@@ -75,7 +77,7 @@ class SwinConfig:
     checkpoint_stages: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        self._require(self.version == 1, "version", "1 (Swin)")
+        self._require(self.version in (1, 2), "version", "1 (Swin) or 2 (Swin V2)")
         self._require(1 <= len(self.depths) <= len(STAGE_NAMES), "depths", "one to four numbers")
         self._require(all(depth >= 1 for depth in self.depths), "depths", "numbers from 1")
         self._require(
@@ -101,6 +103,11 @@ class SwinConfig:
         self._require(
             set(self.checkpoint_stages) <= stages, "checkpoint_stages", f"indices 0 to {len(self.depths) - 1}"
         )
+        pretrained = self.pretrained_window_sizes
+        fits = pretrained is None or (
+            self.version == 2 and len(pretrained) == len(self.depths) and min(pretrained) >= 2
+        )
+        self._require(fits, "pretrained_window_sizes", f"{len(self.depths)} numbers from 2, for version 2 only")
         grid = self.absolute_pos_embed_hw
         self._require(grid is None or (len(grid) == 2 and min(grid) >= 1), "absolute_pos_embed_hw", "(height, width)")
 
@@ -120,6 +127,11 @@ class SwinConfig:
     def stage_window_size(self, stage: int) -> int:
         """The window side M of the stage with this index, in cells."""
         return self.window_size[stage] if isinstance(self.window_size, tuple) else self.window_size
+
+    def stage_pretrained_window_size(self, stage: int) -> int:
+        """The window side that offsets are measured against in the stage with this index; Swin V2 only."""
+        sizes = self.pretrained_window_sizes
+        return self.stage_window_size(stage) if sizes is None else sizes[stage]
 
     def drop_path_rates(self) -> tuple[tuple[float, ...], ...]:
         """The stochastic depth of every block, stage by stage: linear from 0 to `drop_path_rate` over all blocks."""
@@ -151,7 +163,25 @@ def _published_variants() -> dict[str, SwinConfig]:
         "swin_l": SwinConfig(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
     }
     wide = {f"{name}_w12_384": dataclasses.replace(config, window_size=12) for name, config in sizes.items()}
-    return {**sizes, **wide}
+    # Swin V2, table of the official repository. A window never exceeds the map that the model was published for.
+    v2 = {
+        name.replace("swin_", "swin_v2_"): dataclasses.replace(config, version=2, window_size=8)
+        for name, config in sizes.items()
+    }
+    v2_w16 = {f"{name}_w16_256": dataclasses.replace(c, window_size=(16, 16, 16, 8)) for name, c in v2.items()}
+    v2_12to16 = {
+        f"{name}_w12to16_256": dataclasses.replace(
+            v2[name], window_size=(16, 16, 16, 8), pretrained_window_sizes=(12, 12, 12, 6)
+        )
+        for name in ("swin_v2_b", "swin_v2_l")
+    }
+    v2_12to24 = {
+        f"{name}_w12to24_384": dataclasses.replace(
+            v2[name], window_size=(24, 24, 24, 12), pretrained_window_sizes=(12, 12, 12, 6)
+        )
+        for name in ("swin_v2_b", "swin_v2_l")
+    }
+    return {**sizes, **wide, **v2, **v2_w16, **v2_12to16, **v2_12to24}
 
 
 VARIANTS: Mapping[str, SwinConfig] = _published_variants()

@@ -9,10 +9,12 @@ from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
 
+from swin_dense.attention import WindowAttention
+from swin_dense.blocks import DropPath
 from swin_dense.config import STAGE_NAMES, SwinConfig, variant_config
 from swin_dense.errors import CheckpointError, ConfigError
 from swin_dense.features import FeatureSpec
-from swin_dense.swin import DropPath, SwinTransformer, WindowAttention, create_backbone
+from swin_dense.swin import SwinTransformer, create_backbone
 
 TINY = SwinConfig(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), drop_path_rate=0.0)
 EVERY_STAGE_SHIFTS = dataclasses.replace(TINY, depths=(2, 2, 2, 2))

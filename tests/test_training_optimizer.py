@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from swin_dense.attention import CosineWindowAttention
 from swin_dense.errors import ConfigError
 from swin_dense.training.optimizer import build_optimizer, change_settings, parameter_groups
 
@@ -52,6 +53,13 @@ def test_parameter_groups_go_by_role_not_by_name():
     groups = names_of(parameter_groups(model, weight_decay=0.01))
     assert groups[0.0] == ["first.weight", "first.bias"]
     assert groups[0.01] == ["batch_norm.weight", "batch_norm.bias", "normaliser.weight", "normaliser.bias"]
+
+
+def test_parameter_groups_spare_the_position_network_and_the_scale_of_swin_v2():
+    attention = CosineWindowAttention(4, 2, 3, qkv_bias=True, pretrained_window_size=3)
+    groups = names_of(parameter_groups(attention, weight_decay=0.01))
+    assert groups[0.0] == ["logit_scale", "cpb_mlp.0.weight", "cpb_mlp.0.bias", "cpb_mlp.2.weight"]
+    assert groups[0.01] == ["q_bias", "v_bias", "qkv.weight", "proj.weight", "proj.bias"]
 
 
 def test_parameter_groups_leave_out_frozen_parameters_and_empty_groups():

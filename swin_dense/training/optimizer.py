@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
+from swin_dense.attention import CosineWindowAttention
 from swin_dense.errors import ConfigError
 
 POSITION_PARAMETERS = ("relative_position_bias_table", "absolute_pos_embed")
@@ -20,7 +21,8 @@ FUSED_DEVICES = ("cuda", "cpu")
 def exempt_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """Yields the parameters that no weight decay may shrink.
 
-    These are the scales and shifts of every LayerNorm, relative position bias tables and absolute position embeddings.
+    These are the scales and shifts of every LayerNorm, relative position bias tables and absolute position embeddings,
+    and what Swin V2 has in their place: the network of the position bias, and the scale of the logits.
     Biases of linear and convolution layers and BatchNorm parameters are not among them: they decay in the published
     models.
 
@@ -34,6 +36,9 @@ def exempt_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, nn.LayerNorm) or name in POSITION_PARAMETERS:
                 yield parameter
+        if isinstance(module, CosineWindowAttention):
+            yield module.logit_scale
+            yield from module.cpb_mlp.parameters()
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,186 @@
+"""What the stages of Swin and Swin V2 are made of: blocks and patch merging, on maps of any size.
+
+Swin: https://arxiv.org/abs/2103.14030. Swin V2: https://arxiv.org/abs/2111.09883. A map is (B, h, w, C).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from swin_dense.attention import WindowAttention
+from swin_dense.config import WindowRule
+from swin_dense.windows import SizeHW, pad_to_multiple, shift_mask, window_merge, window_partition
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between, on the last axis.
+
+    Args:
+        dim: The number of input and output channels.
+        hidden_dim: The number of channels between.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to (..., dim)."""
+        return self.fc2(functional.gelu(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drop a residual branch for whole samples (Huang et al., 2016, arXiv:1603.09382).
+
+    Args:
+        rate: The probability of dropping; kept samples are scaled by 1 / (1 - rate).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) to the same shape."""
+        if self.rate == 0 or not self.training:
+            return x
+        kept = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        """The rate, for the printed module."""
+        return f"rate={self.rate:.3f}"
+
+
+class SwinBlock(nn.Module):
+    """One Swin block: (shifted) window attention, then an MLP, both residual (eq. 3).
+
+    Args:
+        dim: The number of channels C.
+        attention: The attention inside windows.
+        window_size: M, in cells.
+        shift_size: By how many cells the windows are shifted, 0 for none.
+        mlp_ratio: Hidden channels of the MLP over C.
+        drop_path_rate: Stochastic depth of both branches.
+        window_rule: See `SwinConfig.window_rule`.
+        shift_mask_value: See `SwinConfig.shift_mask_value`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attention: WindowAttention,
+        window_size: int,
+        shift_size: int,
+        mlp_ratio: float,
+        drop_path_rate: float,
+        window_rule: WindowRule,
+        shift_mask_value: float,
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.shift_size = shift_size
+        self.window_rule = window_rule
+        self.shift_mask_value = shift_mask_value
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = attention
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) to the same shape, any h and w."""
+        x = x + self.drop_path(self.shifted_window_attention(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def shifted_window_attention(self, x: Tensor) -> Tensor:
+        """Attention within the windows of the padded, shifted map; (B, h, w, C) to the same shape."""
+        height, width = x.shape[1:3]
+        shift_hw = self._shift_of((height, width))
+        back_hw = (-shift_hw[0], -shift_hw[1])
+        shifted = shift_hw != (0, 0)
+        if self.window_rule == "timm" and shifted:
+            x = torch.roll(x, back_hw, dims=(1, 2))
+        x = pad_to_multiple(x, self.window_size)
+        padded_hw = (x.shape[1], x.shape[2])
+        if self.window_rule != "timm" and shifted:
+            x = torch.roll(x, back_hw, dims=(1, 2))
+
+        mask = None
+        if shifted:
+            mask = shift_mask(padded_hw, self.window_size, shift_hw, self.shift_mask_value, x.dtype, x.device)
+        windows = self.attn(window_partition(x, self.window_size), mask)
+        x = window_merge(windows, self.window_size, padded_hw)
+
+        if self.window_rule == "timm":
+            x = x[:, :height, :width]
+        if shifted:
+            x = torch.roll(x, shift_hw, dims=(1, 2))
+        return x[:, :height, :width]
+
+    def _shift_of(self, size_hw: SizeHW) -> SizeHW:
+        if self.window_rule == "dense" or self.shift_size == 0:
+            return (self.shift_size, self.shift_size)
+        fits_h, fits_w = size_hw[0] <= self.window_size, size_hw[1] <= self.window_size
+        return (0 if fits_h else self.shift_size, 0 if fits_w else self.shift_size)
+
+
+class SwinBlockV2(SwinBlock):
+    """One Swin V2 block: each branch is normalised after it, not before (section 3.2). Arguments as for `SwinBlock`.
+
+    The norms start at 0, so that a new block is the identity, as in the official code.
+    """
+
+    def reset_parameters(self) -> None:
+        """Start both norms at 0."""
+        for norm in (self.norm1, self.norm2):
+            nn.init.zeros_(norm.weight)
+            nn.init.zeros_(norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) to the same shape, any h and w."""
+        x = x + self.drop_path(self.norm1(self.shifted_window_attention(x)))
+        return x + self.drop_path(self.norm2(self.mlp(x)))
+
+
+class PatchMerging(nn.Module):
+    """Join 2 x 2 cells into one with twice the channels (section 3.1).
+
+    Args:
+        dim: The number of input channels C.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) to (B, ceil(h / 2), ceil(w / 2), 2C); an odd side is padded with zeros."""
+        return self.reduction(self.norm(self.join(x)))
+
+    @staticmethod
+    def join(x: Tensor) -> Tensor:
+        """Four cells side by side in the channels: (B, h, w, C) to (B, ceil(h / 2), ceil(w / 2), 4C)."""
+        x = pad_to_multiple(x, 2)
+        # The published order: down the first column, then down the second.
+        return torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
+
+
+class PatchMergingV2(PatchMerging):
+    """As `PatchMerging`, but normalised after the reduction.
+
+    Args:
+        dim: The number of input channels C.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.norm = nn.LayerNorm(2 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) to (B, ceil(h / 2), ceil(w / 2), 2C); an odd side is padded with zeros."""
+        return self.norm(self.reduction(self.join(x)))
