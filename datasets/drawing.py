@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from swin_dense.datasets.labels import IGNORE_INDEX, LabelMap
+from swin_dense.conventions import IGNORED_LABEL
+from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import DataError
 
 Colour = tuple[int, int, int]
@@ -99,17 +100,17 @@ def draw_semantic(
     _check_image(image)
     if label.shape != image.shape[:2]:
         raise DataError(f"Image and label must have the same size, got {image.shape[:2]} and {label.shape}.")
-    values, counts = np.unique(label[label != IGNORE_INDEX], return_counts=True)
+    values, counts = np.unique(label[label != IGNORED_LABEL], return_counts=True)
     if values.size and not 0 <= values[0] <= values[-1] < len(label_map):
         raise DataError(f"The label holds values from {values[0]} to {values[-1]}, wanted 0 to {len(label_map) - 1}.")
     factor = _checked_scale(image, scale)
     colours = class_colours(len(label_map))
-    table = np.array([*colours, *[(0, 0, 0)] * (IGNORE_INDEX + 1 - len(colours))], dtype=np.uint8)
+    table = np.array([*colours, *[(0, 0, 0)] * (IGNORED_LABEL + 1 - len(colours))], dtype=np.uint8)
     canvas = _enlarged(image, factor)
     overlay = Image.fromarray(table[np.asarray(label, dtype=np.int64)]).resize(canvas.size, Image.Resampling.NEAREST)
     # Over grey, the colours stay those of the legend.
     tinted = Image.blend(canvas.convert("L").convert("RGB"), overlay, opacity)
-    has_class = Image.fromarray(np.where(label == IGNORE_INDEX, 0, 255).astype(np.uint8))
+    has_class = Image.fromarray(np.where(label == IGNORED_LABEL, 0, 255).astype(np.uint8))
     canvas.paste(tinted, mask=has_class.resize(canvas.size, Image.Resampling.NEAREST))
     present = [int(value) for value in values[np.argsort(-counts, kind="stable")]]
     legend = _legend([(label_map.names[value], colours[value]) for value in present], canvas.width)

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.errors import ConfigError, DataError
-
-IGNORE_INDEX = 255
-"""The class index, in every label map of this library, of a pixel that neither trains nor counts."""
 
 _UNKNOWN = -1
 _NUM_VALUES = 65536
@@ -102,15 +100,15 @@ class LabelMap:
             ConfigError: the map has more classes than an 8-bit label map can hold beside 255, or a value that no label
                 picture can hold.
         """
-        if len(self) > IGNORE_INDEX:
+        if len(self) > IGNORED_LABEL:
             raise ConfigError(
-                f"label map: label pictures can hold {IGNORE_INDEX} classes beside the ignored one, got {len(self)}"
+                f"label map: label pictures can hold {IGNORED_LABEL} classes beside the ignored one, got {len(self)}"
             )
         for value in (*self.raw_ids, *self.ignored_values):
             if not 0 <= value < _NUM_VALUES:
                 raise ConfigError(f"label map: a label picture holds values from 0 to 65535, got {value}")
         table = np.full(_NUM_VALUES, _UNKNOWN, dtype=np.int16)
-        table[[IGNORE_INDEX, *self.ignored_values]] = IGNORE_INDEX
+        table[[IGNORED_LABEL, *self.ignored_values]] = IGNORED_LABEL
         table[list(self.raw_ids)] = np.arange(len(self), dtype=np.int16)
         return table
 

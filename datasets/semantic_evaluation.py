@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from swin_dense.datasets.labels import IGNORE_INDEX, LabelMap
+from swin_dense.conventions import IGNORED_LABEL
+from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import DataError
 
 
@@ -37,7 +38,7 @@ class ConfusionMatrix:
             raise DataError(
                 f"Prediction and label must have the same shape (H, W), got {predicted.shape} and {labelled.shape}."
             )
-        counts = labelled != IGNORE_INDEX
+        counts = labelled != IGNORED_LABEL
         num_classes = len(self.label_map)
         kept_predictions, kept_labels = predicted[counts], labelled[counts]
         for name, values in (("prediction", kept_predictions), ("label", kept_labels)):
@@ -46,7 +47,7 @@ class ConfusionMatrix:
             if values.size and not 0 <= values.min() <= values.max() < num_classes:
                 raise DataError(
                     f"The {name} holds values from {values.min()} to {values.max()}, "
-                    f"wanted 0 to {num_classes - 1} (or {IGNORE_INDEX} in a label, to ignore)."
+                    f"wanted 0 to {num_classes - 1} (or {IGNORED_LABEL} in a label, to ignore)."
                 )
         pairs = kept_labels.astype(np.int64) * num_classes + kept_predictions
         self.matrix += np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from swin_dense.conventions import IGNORED_LABEL, IMAGENET_MEAN
 from swin_dense.datasets.geometry import (
     Crop,
     Flip,
@@ -19,13 +20,12 @@ from swin_dense.datasets.geometry import (
     load_albumentations,
 )
 from swin_dense.datasets.instances import Instances
-from swin_dense.datasets.labels import IGNORE_INDEX
 from swin_dense.datasets.photometric import draw_photometric
 from swin_dense.errors import ConfigError
 
-# The ImageNet mean, rounded. Published models pad with 0 after normalising, which is the mean colour; padding comes
+# The ImageNet mean as a colour. Published models pad with 0 after normalising, which is the mean colour; padding comes
 # before normalising here, so it uses that colour itself.
-PAD_RGB = (124, 116, 104)
+PAD_RGB = (round(255 * IMAGENET_MEAN[0]), round(255 * IMAGENET_MEAN[1]), round(255 * IMAGENET_MEAN[2]))
 
 _CROP_TRIES = 10
 _PUBLISHED_SHORT_EDGE = 800
@@ -241,7 +241,7 @@ class SemanticTransform:
         if self._photometric:
             image = draw_photometric(generator)(image)
         # Last, so that the fill keeps the mean colour.
-        pad = Pad(self._crop_size_hw, PAD_RGB, IGNORE_INDEX)
+        pad = Pad(self._crop_size_hw, PAD_RGB, IGNORED_LABEL)
         return pad.image(image), pad.label(label)
 
 
@@ -288,7 +288,7 @@ def choose_crop(
     if max_category_ratio >= 1 or crop_hw == full_hw:
         return crop
     for _ in range(_CROP_TRIES):
-        counts = np.bincount(crop.label(label).ravel(), minlength=256)[:IGNORE_INDEX]
+        counts = np.bincount(crop.label(label).ravel(), minlength=256)[:IGNORED_LABEL]
         # A crop of one class alone has the ratio 1, an ignored one none: both are drawn again.
         if counts.any() and counts.max() / counts.sum() < max_category_ratio:
             break

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from swin_dense.config import STAGE_NAMES, SwinConfig, variant_config
+from swin_dense.conventions import IMAGENET_MEAN, IMAGENET_STD
 from swin_dense.errors import ConfigError
 from swin_dense.swin import SwinTransformer
-
-# Mean and standard deviation of ImageNet's training pictures, RGB in [0, 1]: what all published weights expect.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def as_backbone(backbone: str | SwinConfig | SwinTransformer) -> SwinTransformer:

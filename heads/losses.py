@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import roi_align
 
-IGNORED_LABEL = 255
+from swin_dense.conventions import IGNORED_LABEL
 
 
 def proposal_losses(

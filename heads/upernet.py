@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from swin_dense.config import SwinConfig
+from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.errors import ConfigError, DataError
 from swin_dense.features import FeatureSpec
 from swin_dense.heads.backbones import Normalize, as_backbone
-from swin_dense.heads.losses import IGNORED_LABEL, segmentation_loss
+from swin_dense.heads.losses import segmentation_loss
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.swin import SwinTransformer
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from swin_dense.config import SwinConfig
+from swin_dense.conventions import IMAGENET_MEAN, IMAGENET_STD
 from swin_dense.errors import ConfigError
-from swin_dense.heads.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalize, as_backbone
+from swin_dense.heads.backbones import Normalize, as_backbone
 from swin_dense.swin import SwinTransformer
 
 TINY = SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))

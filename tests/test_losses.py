@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
+from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.heads.losses import (
-    IGNORED_LABEL,
     box_losses,
     mask_loss,
     mask_targets,

@@ -7,8 +7,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from swin_dense.config import SwinConfig
+from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.errors import ConfigError, DataError
-from swin_dense.heads.losses import IGNORED_LABEL, segmentation_loss
+from swin_dense.heads.losses import segmentation_loss
 from swin_dense.heads.upernet import BatchNorm, FCNHead, UPerHead, check_labels, enlarge, upernet
 from swin_dense.swin import SwinTransformer
 
