@@ -331,6 +331,8 @@ with distributed("cpu", timeout_s=60) as process:
         run.train(losses=signalled_losses)
     except Interrupted as error:
         say("interrupted", error.exit_code, run.events[-1])
+
+os._exit(0)  # Gloo's threads now and then abort the interpreter's teardown
 """
 
 

@@ -56,6 +56,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from swin_dense.tools.main import main
+    from swin_dense.tools.main import leave, main
 
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    leave(main(["evaluate", *sys.argv[1:]]))

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 from swin_dense.errors import Interrupted, SwinDenseError
 
@@ -111,5 +111,14 @@ def _command(name: str) -> Command:
     return cast(Command, import_module(f"swin_dense.tools.{name}"))
 
 
+def leave(code: int) -> NoReturn:
+    """End the process; under torchrun without the interpreter's teardown, which Gloo's threads now and then abort."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

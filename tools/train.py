@@ -65,6 +65,6 @@ def train(recipe: Recipe, folder: RunFolder, *, device: str = "auto", resume: bo
 
 
 if __name__ == "__main__":
-    from swin_dense.tools.main import main
+    from swin_dense.tools.main import leave, main
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+    leave(main(["train", *sys.argv[1:]]))

@@ -97,6 +97,7 @@ def distributed(device: str = "auto", *, timeout_s: float = 1800.0) -> Iterator[
     )
     try:
         yield process
+        dist.barrier()  # nobody leaves while another still talks
     finally:
         dist.destroy_process_group()
 
