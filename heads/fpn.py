@@ -43,6 +43,11 @@ class FPN(nn.Module):
             [spec.channels for spec in feature_specs.values()], channels, extra_blocks=LastLevelMaxPool()
         )
 
+    @property
+    def roi_specs(self) -> dict[str, FeatureSpec]:
+        """The levels that boxes are pooled from: all but the coarsest, which serves proposals only."""
+        return dict(list(self.feature_specs.items())[:-1])
+
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Backbone maps, {name: (B, C_i, h_i, w_i)}, to levels, {"p2": (B, channels, h, w), …}, finest first."""
         levels = self.pyramid(OrderedDict((name, features[name]) for name in self.in_names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import roi_align
+from torchvision.ops import generalized_box_iou_loss, roi_align
 
 from swin_dense.conventions import IGNORED_LABEL
 
@@ -16,6 +16,7 @@ def proposal_losses(
     delta_targets: Tensor,
     positive_rows: Tensor,
     sampled_rows: Tensor,
+    beta: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Objectness and box losses of the sampled anchors of a batch.
 
@@ -26,35 +27,54 @@ def proposal_losses(
         delta_targets: (A, 4) wanted offsets.
         positive_rows: The sampled anchors that are objects.
         sampled_rows: All sampled anchors.
+        beta: Where the smooth L1 of the offsets turns from a parabola into a line; 0 is plain L1.
 
     Returns:
-        Binary cross-entropy, mean over the sampled anchors; L1, summed over the positive and divided by the sampled.
+        Binary cross-entropy, mean over the sampled anchors; smooth L1, summed over the positive and divided by the
+        sampled.
     """
     count = max(len(sampled_rows), 1)
     objectness_loss = functional.binary_cross_entropy_with_logits(
         objectness[sampled_rows], labels[sampled_rows].to(objectness.dtype), reduction="sum"
     )
-    box_loss = functional.l1_loss(deltas[positive_rows], delta_targets[positive_rows], reduction="sum")
+    box_loss = functional.smooth_l1_loss(
+        deltas[positive_rows], delta_targets[positive_rows], reduction="sum", beta=beta
+    )
     return objectness_loss / count, box_loss / count
 
 
-def box_losses(class_logits: Tensor, deltas: Tensor, labels: Tensor, delta_targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Classification and box losses of the sampled proposals of a batch.
+def classification_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the sampled proposals of a batch, mean over N; 0 without any.
 
     Args:
         class_logits: (N, K + 1), background first.
-        deltas: (N, 4 (K + 1)) offsets, one group per class.
         labels: (N,) int64, 0 is background.
-        delta_targets: (N, 4).
-
-    Returns:
-        Cross-entropy, mean over N; L1 of the true class's offsets, summed over objects and divided by N.
     """
-    count = max(len(labels), 1)
-    class_loss = functional.cross_entropy(class_logits, labels, reduction="sum") / count
-    rows = (labels > 0).nonzero().squeeze(1)
-    chosen = deltas.view(*class_logits.shape, 4)[rows, labels[rows]]
-    return class_loss, functional.l1_loss(chosen, delta_targets[rows], reduction="sum") / count
+    return functional.cross_entropy(class_logits, labels, reduction="sum") / max(len(labels), 1)
+
+
+def offset_loss(deltas: Tensor, targets: Tensor, num_samples: int) -> Tensor:
+    """L1 of the objects' offsets, summed and divided by the number of all sampled proposals.
+
+    Args:
+        deltas: (P, 4) predicted offsets of the true classes.
+        targets: (P, 4) wanted offsets.
+        num_samples: N.
+    """
+    return functional.l1_loss(deltas, targets, reduction="sum") / max(num_samples, 1)
+
+
+def overlap_loss(boxes: Tensor, targets: Tensor, num_samples: int) -> Tensor:
+    """1 - GIoU of the objects' boxes, summed and divided by the number of all sampled proposals.
+
+    Generalized Intersection over Union (Rezatofighi et al., 2019), https://arxiv.org/abs/1902.09630.
+
+    Args:
+        boxes: (P, 4) predicted boxes xyxy of the true classes.
+        targets: (P, 4) wanted boxes xyxy.
+        num_samples: N.
+    """
+    return generalized_box_iou_loss(boxes, targets, reduction="sum") / max(num_samples, 1)
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> Tensor:

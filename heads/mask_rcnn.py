@@ -24,12 +24,14 @@ from swin_dense.config import SwinConfig
 from swin_dense.errors import ConfigError, DataError
 from swin_dense.heads.anchors import PUBLISHED_ANCHOR_SCALE
 from swin_dense.heads.backbones import Normalize, as_backbone
+from swin_dense.heads.detector_settings import DetectorSettings
 from swin_dense.heads.fpn import FPN
 from swin_dense.heads.mask_pasting import paste_masks
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.roi_heads import published_roi_heads, torchvision_roi_heads
 from swin_dense.heads.rpn import published_rpn, torchvision_rpn_defaults
 from swin_dense.swin import SwinTransformer
+from swin_dense.windows import missing_to_multiple
 
 Target = dict[str, Tensor]
 Style = Literal["published", "torchvision"]
@@ -43,7 +45,7 @@ class PasteMasks(Protocol):
 
 
 class MaskRCNN(nn.Module):
-    """Mask R-CNN from its parts.
+    """Mask R-CNN from its parts; with other RoI heads, Cascade Mask R-CNN.
 
     Args:
         backbone: Maps c2 to c5.
@@ -53,7 +55,7 @@ class MaskRCNN(nn.Module):
         normalize: Shifts and scales image channels.
         paste: From the mask head's squares to masks of the image.
         num_classes: K, background not counted.
-        architecture: What `mask_rcnn` was called with, in plain types, so that a file can rebuild the model.
+        architecture: What the builder was called with, in plain types, so that a file can rebuild the model.
     """
 
     def __init__(
@@ -93,7 +95,8 @@ class MaskRCNN(nn.Module):
 
         Returns:
             In training {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}, to be
-            summed. Otherwise per image, by falling score,
+            summed; a cascade has "loss_classifier_0", "loss_box_reg_0", "loss_mask_0" and so on, one of each per stage.
+            Otherwise per image, by falling score,
                 "boxes":  (D, 4) xyxy in pixels of that image,
                 "labels": (D,) int64 in [0, K),
                 "scores": (D,) in [0, 1],
@@ -159,8 +162,7 @@ def pad_to_batch(images: Sequence[Tensor], divisor: int) -> ImageList:
     if any(image.ndim != 3 for image in images):
         raise ConfigError(f"images must be (channels, H, W) each, got {[tuple(image.shape) for image in images]}.")
     sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
-    height = _round_up(max(height for height, _ in sizes_hw), divisor)
-    width = _round_up(max(width for _, width in sizes_hw), divisor)
+    height, width = (max(sides) + missing_to_multiple(max(sides), divisor) for sides in zip(*sizes_hw, strict=True))
     padded = [functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
     return ImageList(torch.stack(padded), sizes_hw)
 
@@ -213,18 +215,15 @@ def _field(target: Target, index: int, name: str) -> Tensor:
 
 
 def _inner_target(target: Target, image: Tensor, stride: int) -> Target:
-    """What the parts need: no crowds, background as class 0, and how far the image reaches in whole cells."""
-    size_hw = [_round_up(side, stride) for side in image.shape[1:]]
+    """What the parts need: no crowds, background as class 0, the image's size, and that in whole cells."""
+    size_hw = torch.tensor(image.shape[1:])
+    padded_size_hw = torch.tensor([side + missing_to_multiple(side, stride) for side in image.shape[1:]])
     fields = {name: target[name] for name in ("boxes", "labels", "masks")}
     if "iscrowd" in target:
         countable = ~target["iscrowd"].bool()
         fields = {name: value[countable] for name, value in fields.items()}
     fields["labels"] = fields["labels"] + 1
-    return {**fields, "padded_size_hw": torch.tensor(size_hw, device=image.device)}
-
-
-def _round_up(side: int, divisor: int) -> int:
-    return side + -side % divisor
+    return {**fields, "size_hw": size_hw.to(image.device), "padded_size_hw": padded_size_hw.to(image.device)}
 
 
 def mask_rcnn(
@@ -272,60 +271,37 @@ def mask_rcnn(
         >>> [sorted(result) for result in detector([torch.rand(3, 50, 70), torch.rand(3, 64, 33)])]
         [['boxes', 'labels', 'masks', 'scores'], ['boxes', 'labels', 'masks', 'scores']]
     """
-    counts = {
-        "num_classes": num_classes,  # background is not counted
-        "fpn_channels": fpn_channels,
-        "box_head_channels": box_head_channels,
-        "mask_head_channels": mask_head_channels,
-        "max_detections": max_detections,
-        "max_proposals": max_proposals,
-        "samples_per_image": samples_per_image,
-    }
-    for name, count in counts.items():
-        if count < 1:
-            raise ConfigError(f"{name} must be 1 or more, got {count}.")
-    if anchor_scale <= 0:
-        raise ConfigError(f"anchor_scale must be above 0, got {anchor_scale}.")
     if style not in ("published", "torchvision"):
         raise ConfigError(f"style must be 'published' or 'torchvision', got {style!r}.")
+    settings = DetectorSettings(
+        num_classes=num_classes,
+        fpn_channels=fpn_channels,
+        box_head_channels=box_head_channels,
+        mask_head_channels=mask_head_channels,
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+        anchor_scale=anchor_scale,
+        max_proposals=max_proposals,
+        samples_per_image=samples_per_image,
+        image_mean=image_mean,
+        image_std=image_std,
+    )
+    published = style == "published"
     backbone = as_backbone(backbone)
     fpn = FPN(backbone.feature_specs, fpn_channels)
-    pooled_levels = dict(list(fpn.feature_specs.items())[:-1])  # the coarsest level serves proposals only
-    build_rpn = published_rpn if style == "published" else torchvision_rpn_defaults
-    build_roi_heads = published_roi_heads if style == "published" else torchvision_roi_heads
     model = MaskRCNN(
         backbone=backbone,
         fpn=fpn,
-        rpn=build_rpn(fpn.feature_specs, fpn_channels, anchor_scale, max_proposals),
-        roi_heads=build_roi_heads(
-            pooled_levels,
-            num_classes,
-            fpn_channels,
-            anchor_scale,
-            box_head_channels,
-            mask_head_channels,
-            samples_per_image,
-            score_threshold,
-            max_detections,
-        ),
+        rpn=(published_rpn if published else torchvision_rpn_defaults)(fpn.feature_specs, settings),
+        roi_heads=(published_roi_heads if published else torchvision_roi_heads)(fpn.roi_specs, settings),
         normalize=Normalize(backbone.config.in_channels, image_mean, image_std),
-        paste=paste_masks if style == "published" else paste_masks_in_image,
+        paste=paste_masks if published else paste_masks_in_image,
         num_classes=num_classes,
         architecture={
             "head": "mask_rcnn",
             "backbone": backbone.config.to_dict(),
-            "num_classes": num_classes,
-            "fpn_channels": fpn_channels,
-            "box_head_channels": box_head_channels,
-            "mask_head_channels": mask_head_channels,
-            "score_threshold": score_threshold,
-            "max_detections": max_detections,
-            "anchor_scale": anchor_scale,
-            "max_proposals": max_proposals,
-            "samples_per_image": samples_per_image,
+            **settings.plain(),
             "style": style,
-            "image_mean": list(image_mean) if image_mean else None,
-            "image_std": list(image_std) if image_std else None,
         },
     )
     if weights is not None:

@@ -1,12 +1,15 @@
-"""Which object an anchor or a proposal stands for, and how a box is written relative to another."""
+"""Which object an anchor or a proposal stands for, which of them train, and a box as offsets from another."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision.models.detection import _utils as detection
+from torchvision.ops import box_iou
 
 from swin_dense.heads.precision import at_least_float32
 
@@ -43,12 +46,98 @@ class MaxIoUMatcher(detection.Matcher):
         matches.copy_(torch.where(last_object >= 0, last_object, matches))
 
 
+@dataclass(frozen=True)
+class Samples:
+    """The boxes of one image that a head is trained on.
+
+    Attributes:
+        boxes: (N, 4) xyxy in pixels.
+        labels: (N,) int64: the class from 1, 0 for background.
+        matched: (N,) int64: the object each box stands for; any for background.
+        matched_boxes: (N, 4) the box of that object.
+        is_object_itself: (N,) bool: an object's own box, which came in beside the proposals.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    matched: Tensor
+    matched_boxes: Tensor
+    is_object_itself: Tensor
+
+    def rows(self, chosen: Tensor) -> Samples:
+        """Some of the boxes: `chosen` is (N,) bool."""
+        return Samples(
+            self.boxes[chosen],
+            self.labels[chosen],
+            self.matched[chosen],
+            self.matched_boxes[chosen],
+            self.is_object_itself[chosen],
+        )
+
+    def objects(self) -> Samples:
+        """The boxes that stand for an object."""
+        return self.rows(self.labels > 0)
+
+
+class ProposalSampler:
+    """Choose proposals to train on, at random: up to a share of boxes on objects, the rest background.
+
+    The objects' own boxes are among the candidates, so that a head has objects to learn from before proposals are good.
+
+    Args:
+        matcher: From the IoU of objects and boxes (G, N) to the object of each box, negative for background.
+        samples_per_image: N.
+        positive_fraction: The largest share of objects.
+    """
+
+    def __init__(self, matcher: Callable[[Tensor], Tensor], samples_per_image: int, positive_fraction: float) -> None:
+        self.matcher = matcher
+        self.draw = detection.BalancedPositiveNegativeSampler(samples_per_image, positive_fraction)
+
+    def __call__(self, proposals: Tensor, target: Mapping[str, Tensor]) -> Samples:
+        """Proposals (M, 4) xyxy and an image's "boxes" (G, 4) and "labels" (G,) from 1 to what is trained on."""
+        objects = target["boxes"].to(proposals.dtype)
+        boxes = torch.cat((proposals, objects))
+        matched = labels = boxes.new_zeros(len(boxes), dtype=torch.int64)
+        matched_boxes = boxes
+        if len(objects):
+            matches = self.matcher(box_iou(objects, boxes))
+            matched = matches.clamp(min=0)
+            matched_boxes = objects[matched]
+            labels = torch.where(matches >= 0, target["labels"][matched], 0)
+        is_object_itself = torch.arange(len(boxes), device=boxes.device) >= len(proposals)
+        (positive,), (negative,) = self.draw([labels])
+        samples = Samples(boxes, labels, matched, matched_boxes, is_object_itself)
+        return samples.rows((positive | negative).bool())
+
+
+def pick_class(values: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+    """The four numbers, offsets or a box, that a row holds for a class.
+
+    Args:
+        values: (N, 4 (K + 1)) one group per class, or (N, 4) where the classes share theirs.
+        rows: (M,) int64 in [0, N).
+        labels: (M,) int64 in [0, K].
+
+    Returns:
+        (M, 4).
+    """
+    groups = values.view(len(values), values.shape[1] // 4, 4)
+    return groups[rows, labels] if groups.shape[1] > 1 else groups[rows, 0]
+
+
 class BoxCoder(detection.BoxCoder):
     """Boxes as centre offsets and log sizes relative to reference boxes (R-CNN, appendix C).
 
     Unlike torchvision's, sizes are clamped on both sides before the exponential, as in the published models, and
     boxes never take on the reduced precision of the network's outputs.
     """
+
+    @classmethod
+    def from_stds(cls, stds: tuple[float, float, float, float]) -> BoxCoder:
+        """A coder for offsets that are divided by these standard deviations, `target_stds` of mmdetection."""
+        x, y, width, height = stds
+        return cls((1 / x, 1 / y, 1 / width, 1 / height))
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         """Apply predicted offsets.

@@ -5,7 +5,9 @@ Mask R-CNN (He et al., 2017), https://arxiv.org/abs/1703.06870. Class index 0 is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +19,37 @@ from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 
 from swin_dense.features import FeatureSpec
-from swin_dense.heads.anchors import PUBLISHED_ANCHOR_SCALE
-from swin_dense.heads.losses import box_losses, mask_loss, mask_targets
-from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher
+from swin_dense.heads.detector_settings import DetectorSettings
+from swin_dense.heads.losses import classification_loss, mask_loss, mask_targets, offset_loss
+from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher, ProposalSampler, Samples, pick_class
 from swin_dense.heads.precision import at_least_float32
-from swin_dense.heads.roi_pooling import PUBLISHED_FINEST_SIDE, PyramidRoIAlign
+from swin_dense.heads.roi_pooling import PyramidRoIAlign, published_pooling
+
+BOX_SIDE, MASK_SIDE = 7, 14  # cells that a box is pooled to for either head
+BOX_STDS = (0.1, 0.1, 0.2, 0.2)  # of the wanted offsets, `target_stds` of the published configurations
+NMS_IOU = 0.5
+POSITIVE_FRACTION = 0.25
 
 Detections = list[dict[str, Tensor]]
+Targets = Sequence[Mapping[str, Tensor]]
 
 
 class BoxPredictor(FastRCNNPredictor):
-    """torchvision's two linear layers, with logits and offsets at full precision."""
+    """torchvision's two linear layers, with logits and offsets at full precision.
+
+    Args:
+        in_channels: Width of the box head.
+        num_logits: K + 1.
+        shared_regression: One group of offsets for all classes instead of one for each.
+    """
+
+    def __init__(self, in_channels: int, num_logits: int, shared_regression: bool = False) -> None:
+        super().__init__(in_channels, num_logits)
+        if shared_regression:
+            self.bbox_pred = nn.Linear(in_channels, 4)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C) to class logits (N, K + 1) and offsets (N, 4 (K + 1))."""
+        """(N, C) to class logits (N, K + 1) and offsets (N, 4 (K + 1)), or (N, 4) if they are shared."""
         logits, deltas = super().forward(x)
         return at_least_float32(logits), at_least_float32(deltas)
 
@@ -43,15 +62,92 @@ class MaskPredictor(MaskRCNNPredictor):
         return at_least_float32(super().forward(x))
 
 
-class RoIHeads(TorchvisionRoIHeads):
-    """torchvision's heads with the published losses, mask targets and detection selection."""
+@dataclass(frozen=True)
+class DetectionSelector:
+    """Every class of every box is a candidate; suppression works within a class, best scores first.
+
+    Attributes:
+        score_threshold: Candidates at or below it are dropped.
+        nms_iou: Of two overlapping candidates of one class the better one stays.
+        max_detections: The most detections of one image.
+    """
+
+    score_threshold: float
+    nms_iou: float
+    max_detections: int
+
+    def __call__(
+        self, boxes: Tensor, class_logits: Tensor, counts: Sequence[int], sizes_hw: Sequence[tuple[int, int]]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Choose among the boxes of a batch.
+
+        Args:
+            boxes: (N, 4 (K + 1)) xyxy, one box per class, or (N, 4) where the classes share theirs.
+            class_logits: (N, K + 1), background first.
+            counts: Per image how many of the N rows are its own.
+            sizes_hw: Per image (H, W), to which its boxes are clipped.
+
+        Returns:
+            Per image boxes (D, 4), scores (D,) and labels (D,) from 1, by falling score.
+        """
+        probabilities = functional.softmax(class_logits, dim=-1)
+        images = zip(boxes.split(list(counts)), probabilities.split(list(counts)), sizes_hw, strict=True)
+        chosen_boxes, scores, labels = zip(*(self._choose(*image) for image in images), strict=True)
+        return list(chosen_boxes), list(scores), list(labels)
+
+    def _choose(self, boxes: Tensor, probabilities: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        rows, labels = (probabilities[:, 1:] > self.score_threshold).nonzero(as_tuple=True)
+        labels = labels + 1
+        candidates = clip_boxes_to_image(pick_class(boxes, rows, labels), size_hw)
+        scores = probabilities[rows, labels]
+        keep = batched_nms(candidates, scores, labels, self.nms_iou)[: self.max_detections]
+        return candidates[keep], scores[keep], labels[keep]
+
+
+class RoIHeads(nn.Module):
+    """Classes, boxes and masks from proposals.
+
+    Args:
+        box_roi_pool: Pools boxes from the pyramid for the box head.
+        box_head: Pooled boxes to (N, C).
+        box_predictor: (N, C) to class logits and offsets.
+        mask_roi_pool: Pools boxes for the mask head.
+        mask_head: Pooled boxes to (N, C, M / 2, M / 2).
+        mask_predictor: That to logits (N, K + 1, M, M).
+        sample: Chooses what is trained on.
+        box_coder: From offsets to boxes.
+        select: Chooses the detections.
+    """
+
+    def __init__(
+        self,
+        box_roi_pool: PyramidRoIAlign,
+        box_head: nn.Module,
+        box_predictor: BoxPredictor,
+        mask_roi_pool: PyramidRoIAlign,
+        mask_head: nn.Module,
+        mask_predictor: MaskPredictor,
+        sample: ProposalSampler,
+        box_coder: BoxCoder,
+        select: DetectionSelector,
+    ) -> None:
+        super().__init__()
+        self.box_roi_pool = box_roi_pool
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.mask_roi_pool = mask_roi_pool
+        self.mask_head = mask_head
+        self.mask_predictor = mask_predictor
+        self.sample = sample
+        self.box_coder = box_coder
+        self.select = select
 
     def forward(
         self,
         features: Mapping[str, Tensor],
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
-        targets: list[dict[str, Tensor]] | None = None,
+        targets: Targets | None = None,
     ) -> tuple[Detections, dict[str, Tensor]]:
         """Losses in training, detections otherwise.
 
@@ -75,37 +171,32 @@ class RoIHeads(TorchvisionRoIHeads):
         features: Mapping[str, Tensor],
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
-        targets: list[dict[str, Tensor]],
+        targets: Targets,
     ) -> dict[str, Tensor]:
-        sampled, matched, labels, delta_targets = self.select_training_samples(proposals, targets)
-        class_logits, deltas = self._classify(features, sampled, image_shapes)
-        loss_classifier, loss_box_reg = box_losses(class_logits, deltas, torch.cat(labels), torch.cat(delta_targets))
-
-        is_object = [image_labels > 0 for image_labels in labels]
-        object_boxes = [boxes[rows] for boxes, rows in zip(sampled, is_object, strict=True)]
-        object_labels = torch.cat([image_labels[rows] for image_labels, rows in zip(labels, is_object, strict=True)])
-        mask_logits = self._mask_logits(features, object_boxes, image_shapes)
-        wanted = [
-            mask_targets(target["masks"], boxes, image_matched[rows], mask_logits.shape[-1])
-            for target, boxes, image_matched, rows in zip(targets, object_boxes, matched, is_object, strict=True)
-            if len(boxes)
-        ]
+        samples = [self.sample(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
+        class_logits, deltas = self._classify(features, [image.boxes for image in samples], image_shapes)
+        labels = torch.cat([image.labels for image in samples])
+        rows = (labels > 0).nonzero().squeeze(1)
+        objects = [image.objects() for image in samples]
+        wanted = self.box_coder.encode_single(
+            torch.cat([image.matched_boxes for image in objects]), torch.cat([image.boxes for image in objects])
+        )
+        mask_logits = self._mask_logits(features, [image.boxes for image in objects], image_shapes)
         return {
-            "loss_classifier": loss_classifier,
-            "loss_box_reg": loss_box_reg,
-            "loss_mask": mask_loss(mask_logits, object_labels, torch.cat(wanted) if wanted else mask_logits[:, 0]),
+            "loss_classifier": classification_loss(class_logits, labels),
+            "loss_box_reg": offset_loss(pick_class(deltas, rows, labels[rows]), wanted, len(labels)),
+            "loss_mask": sampled_mask_loss(mask_logits, objects, targets),
         }
 
     def _detect(
         self, features: Mapping[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Detections:
         class_logits, deltas = self._classify(features, proposals, image_shapes)
-        boxes, scores, labels = self.postprocess_detections(class_logits, deltas, proposals, image_shapes)
+        candidates = self.box_coder.decode_single(deltas, torch.cat(proposals))
+        counts = [len(boxes) for boxes in proposals]
+        boxes, scores, labels = self.select(candidates, class_logits, counts, image_shapes)
         masks = maskrcnn_inference(self._mask_logits(features, boxes, image_shapes), labels)
-        return [
-            {"boxes": box, "labels": label, "scores": score, "masks": mask}
-            for box, label, score, mask in zip(boxes, labels, scores, masks, strict=True)
-        ]
+        return as_detections(boxes, scores, labels, masks)
 
     def _classify(
         self, features: Mapping[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
@@ -117,137 +208,114 @@ class RoIHeads(TorchvisionRoIHeads):
     ) -> Tensor:
         return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
 
-    def postprocess_detections(
-        self,
-        class_logits: Tensor,
-        box_regression: Tensor,
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Every class of every proposal is a candidate; suppression works within a class, best scores first.
 
-        Args:
-            class_logits: (sum of N_i, K + 1).
-            box_regression: (sum of N_i, 4 (K + 1)).
-            proposals: Per image (N_i, 4).
-            image_shapes: Per image (H, W).
-
-        Returns:
-            Per image boxes (D, 4), scores (D,) and labels (D,) from 1, by falling score.
-        """
-        counts = [len(image_proposals) for image_proposals in proposals]
-        probabilities = functional.softmax(class_logits, dim=-1).split(counts)
-        decoded = self.box_coder.decode(box_regression, proposals).view(*class_logits.shape, 4).split(counts)
-        detections = [
-            self._select(image_boxes, image_scores, image_size_hw)
-            for image_boxes, image_scores, image_size_hw in zip(decoded, probabilities, image_shapes, strict=True)
-        ]
-        boxes, scores, labels = zip(*detections, strict=True)
-        return list(boxes), list(scores), list(labels)
-
-    def _select(
-        self, boxes: Tensor, probabilities: Tensor, image_size_hw: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, labels = (probabilities[:, 1:] > self.score_thresh).nonzero(as_tuple=True)
-        labels = labels + 1
-        boxes = clip_boxes_to_image(boxes[rows, labels], image_size_hw)
-        scores = probabilities[rows, labels]
-        keep = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
-        return boxes[keep], scores[keep], labels[keep]
-
-
-def published_roi_heads(
-    feature_specs: Mapping[str, FeatureSpec],
-    num_classes: int,
-    channels: int,
-    anchor_scale: float,
-    box_head_channels: int,
-    mask_head_channels: int,
-    samples_per_image: int,
-    score_threshold: float,
-    max_detections: int,
-) -> RoIHeads:
-    """The heads of the published models.
+def sampled_mask_loss(mask_logits: Tensor, objects: Sequence[Samples], targets: Targets) -> Tensor:
+    """`losses.mask_loss` of the sampled boxes that stand for objects.
 
     Args:
-        feature_specs: The levels to pool from.
-        num_classes: K, background not counted.
-        channels: The channels of every level.
-        anchor_scale: Anchor side over stride, 8 as published; boxes change level at sizes in proportion to it.
-        box_head_channels: Width of the two hidden layers of the box head.
-        mask_head_channels: Width of the mask head.
-        samples_per_image: Proposals trained on, a quarter of them objects.
-        score_threshold: Detections at or below it are dropped.
-        max_detections: The most detections of one image.
+        mask_logits: (N, K + 1, M, M) of all images' boxes, one after the other.
+        objects: Per image those boxes.
+        targets: Per image "masks" (G, H, W).
     """
-    modules = _head_modules(num_classes, channels, box_head_channels, mask_head_channels)
-    finest_side = PUBLISHED_FINEST_SIDE * anchor_scale / PUBLISHED_ANCHOR_SCALE
-    heads = RoIHeads(
-        PyramidRoIAlign(feature_specs, 7, finest_side),
+    size = mask_logits.shape[-1]
+    wanted = [
+        mask_targets(target["masks"], image.boxes, image.matched, size)
+        for target, image in zip(targets, objects, strict=True)
+        if len(image.boxes)
+    ]
+    labels = torch.cat([image.labels for image in objects])
+    return mask_loss(mask_logits, labels, torch.cat(wanted) if wanted else mask_logits[:, 0])
+
+
+def as_detections(
+    boxes: Sequence[Tensor], scores: Sequence[Tensor], labels: Sequence[Tensor], masks: Sequence[Tensor]
+) -> Detections:
+    """Fields of all images to images of all fields."""
+    return [
+        {"boxes": box, "labels": label, "scores": score, "masks": mask}
+        for box, label, score, mask in zip(boxes, labels, scores, masks, strict=True)
+    ]
+
+
+def published_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings) -> RoIHeads:
+    """The heads of the published models. A quarter of the samples are objects.
+
+    Args:
+        feature_specs: The levels to pool from; boxes change level at sizes in proportion to the anchors'.
+        settings: All numbers.
+    """
+    modules = _head_modules(settings)
+    initialise_box_layers((modules["box_head"].fc6, modules["box_head"].fc7), modules["box_predictor"])
+    clear_background(modules["box_predictor"], modules["mask_predictor"])
+    return RoIHeads(
+        box_roi_pool=published_pooling(feature_specs, BOX_SIDE, settings.anchor_scale),
+        mask_roi_pool=published_pooling(feature_specs, MASK_SIDE, settings.anchor_scale),
         **modules,
-        mask_roi_pool=PyramidRoIAlign(feature_specs, 14, finest_side),
-        **_TRAINING_SETTINGS,
-        batch_size_per_image=samples_per_image,
-        score_thresh=score_threshold,
-        detections_per_img=max_detections,
+        sample=ProposalSampler(MaxIoUMatcher(0.5, 0.5, minimum_iou=0.5), settings.samples_per_image, POSITIVE_FRACTION),
+        box_coder=BoxCoder.from_stds(BOX_STDS),
+        select=DetectionSelector(settings.score_threshold, NMS_IOU, settings.max_detections),
     )
-    heads.proposal_matcher = MaxIoUMatcher(positive_iou=0.5, negative_iou=0.5, minimum_iou=0.5)
-    heads.box_coder = BoxCoder(_TRAINING_SETTINGS["bbox_reg_weights"])
-    _initialise_as_published(heads)
-    return heads
 
 
-def torchvision_roi_heads(
-    feature_specs: Mapping[str, FeatureSpec],
-    num_classes: int,
-    channels: int,
-    anchor_scale: float,
-    box_head_channels: int,
-    mask_head_channels: int,
-    samples_per_image: int,
-    score_threshold: float,
-    max_detections: int,
-) -> TorchvisionRoIHeads:
-    """The heads as torchvision builds them for its own Mask R-CNN. Arguments as for `published_roi_heads`.
+def torchvision_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings) -> TorchvisionRoIHeads:
+    """The heads as torchvision builds them for its own Mask R-CNN.
 
-    Boxes change level at torchvision's own sizes, whatever `anchor_scale` is.
+    Args:
+        feature_specs: The levels to pool from; boxes change level at torchvision's own sizes, whatever the anchors'.
+        settings: All numbers.
     """
     names = list(feature_specs)
     return TorchvisionRoIHeads(
-        MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
-        **_head_modules(num_classes, channels, box_head_channels, mask_head_channels),
-        mask_roi_pool=MultiScaleRoIAlign(names, output_size=14, sampling_ratio=2),
-        **_TRAINING_SETTINGS,
-        batch_size_per_image=samples_per_image,
-        score_thresh=score_threshold,
-        detections_per_img=max_detections,
+        box_roi_pool=MultiScaleRoIAlign(names, output_size=BOX_SIDE, sampling_ratio=2),
+        mask_roi_pool=MultiScaleRoIAlign(names, output_size=MASK_SIDE, sampling_ratio=2),
+        **_head_modules(settings),
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=settings.samples_per_image,
+        positive_fraction=POSITIVE_FRACTION,
+        bbox_reg_weights=BoxCoder.from_stds(BOX_STDS).weights,
+        score_thresh=settings.score_threshold,
+        nms_thresh=NMS_IOU,
+        detections_per_img=settings.max_detections,
     )
 
 
-_TRAINING_SETTINGS = {
-    "fg_iou_thresh": 0.5,
-    "bg_iou_thresh": 0.5,
-    "positive_fraction": 0.25,
-    "bbox_reg_weights": (10.0, 10.0, 5.0, 5.0),  # one over the published standard deviations .1 .1 .2 .2
-    "nms_thresh": 0.5,
-}
+def mask_modules(settings: DetectorSettings) -> tuple[MaskRCNNHeads, MaskPredictor]:
+    """A mask head of four convolutions, and its predictor; initialised as published."""
+    channels = settings.mask_head_channels
+    head = MaskRCNNHeads(settings.fpn_channels, (channels,) * 4, dilation=1)
+    return head, MaskPredictor(channels, channels, settings.num_classes + 1)
 
 
-def _head_modules(
-    num_classes: int, channels: int, box_head_channels: int, mask_head_channels: int
-) -> dict[str, nn.Module]:
-    return {
-        "box_head": TwoMLPHead(channels * 7 * 7, box_head_channels),
-        "box_predictor": BoxPredictor(box_head_channels, num_classes + 1),
-        "mask_head": MaskRCNNHeads(channels, (mask_head_channels,) * 4, dilation=1),
-        "mask_predictor": MaskPredictor(mask_head_channels, mask_head_channels, num_classes + 1),
-    }
-
-
-def _initialise_as_published(heads: RoIHeads) -> None:
-    for layer in (heads.box_head.fc6, heads.box_head.fc7):
+def initialise_box_layers(linear_layers: Iterable[nn.Linear], predictor: BoxPredictor) -> None:
+    """Xavier for the hidden layers, small normal numbers for the outputs, as published; in place."""
+    for layer in linear_layers:
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
-    for layer, std in ((heads.box_predictor.cls_score, 0.01), (heads.box_predictor.bbox_pred, 0.001)):
+    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
+
+
+def clear_background(box_predictor: BoxPredictor, mask_predictor: MaskPredictor) -> None:
+    """Zero the rows of background that nothing reads: its offsets and its mask; in place.
+
+    Zeros without a gradient stay zeros in training, weight decay or not, and the published layout, which lacks these
+    rows, holds the whole model.
+    """
+    with torch.no_grad():
+        if len(box_predictor.bbox_pred.bias) > 4:  # otherwise all classes share four
+            box_predictor.bbox_pred.weight[:4] = 0
+            box_predictor.bbox_pred.bias[:4] = 0
+        mask_predictor.mask_fcn_logits.weight[0] = 0
+        mask_predictor.mask_fcn_logits.bias[0] = 0
+
+
+def _head_modules(settings: DetectorSettings) -> dict[str, Any]:
+    mask_head, mask_predictor = mask_modules(settings)
+    return {
+        "box_head": TwoMLPHead(settings.fpn_channels * BOX_SIDE * BOX_SIDE, settings.box_head_channels),
+        "box_predictor": BoxPredictor(settings.box_head_channels, settings.num_classes + 1),
+        "mask_head": mask_head,
+        "mask_predictor": mask_predictor,
+    }

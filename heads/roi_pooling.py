@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from swin_dense.features import FeatureSpec
+from swin_dense.heads.anchors import PUBLISHED_ANCHOR_SCALE
 
 PUBLISHED_FINEST_SIDE = 56.0
 
@@ -62,3 +63,16 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
         side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
         level = torch.log2(side / self.finest_side + 1e-6).floor().long()
         return level.clamp(0, len(self.strides) - 1)
+
+
+def published_pooling(
+    feature_specs: Mapping[str, FeatureSpec], output_size: int, anchor_scale: float
+) -> PyramidRoIAlign:
+    """Pooling of the published models; boxes change level at sizes in proportion to the anchors'.
+
+    Args:
+        feature_specs: The levels to pool from, finest first.
+        output_size: The side of the result in cells.
+        anchor_scale: Anchor side over stride; 8 as published.
+    """
+    return PyramidRoIAlign(feature_specs, output_size, PUBLISHED_FINEST_SIDE * anchor_scale / PUBLISHED_ANCHOR_SCALE)

@@ -1,12 +1,12 @@
 """Region proposal network: torchvision's, with the published models' anchors, labels and losses.
 
-Faster R-CNN (Ren et al., 2015), https://arxiv.org/abs/1506.01497. Numbers from the official configuration
-mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco.py and what it inherits.
+Faster R-CNN (Ren et al., 2015), https://arxiv.org/abs/1506.01497. Numbers from the official configurations
+mask_rcnn_swin_fpn.py and cascade_mask_rcnn_swin_fpn.py, as SwinTransformer/Swin-Transformer-Object-Detection has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,11 +15,21 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from swin_dense.features import FeatureSpec
 from swin_dense.heads.anchors import PyramidAnchors
+from swin_dense.heads.detector_settings import DetectorSettings
 from swin_dense.heads.losses import proposal_losses
 from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher
 from swin_dense.heads.precision import at_least_float32
 
+Target = Mapping[str, Tensor]
 Targets = list[dict[str, Tensor]]
+
+_COMMON_NUMBERS = {
+    "fg_iou_thresh": 0.7,
+    "bg_iou_thresh": 0.3,
+    "batch_size_per_image": 256,
+    "positive_fraction": 0.5,
+    "nms_thresh": 0.7,
+}
 
 
 class RPNHead(torchvision_rpn.RPNHead):
@@ -32,24 +42,60 @@ class RPNHead(torchvision_rpn.RPNHead):
 
 
 class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
-    """torchvision's network with three corrections: which anchors count, the smallest box, the box loss."""
+    """torchvision's network with three corrections: which anchors count, the smallest box, the box loss.
+
+    Args:
+        anchors: All anchors of an image.
+        head: Objectness and offsets of every anchor.
+        max_proposals: Proposals of one image in evaluation, and of one level before suppression.
+        max_training_proposals: Proposals of one image in training; twice `max_proposals` of each level are looked at.
+        takes_part: From anchors (A, 4) and a target to (A,) bool: which anchors are trained on.
+        box_loss_beta: Of the smooth L1 loss, see `losses.proposal_losses`.
+    """
+
+    def __init__(
+        self,
+        anchors: PyramidAnchors,
+        head: RPNHead,
+        max_proposals: int,
+        max_training_proposals: int,
+        takes_part: Callable[[Tensor, Target], Tensor],
+        box_loss_beta: float,
+    ) -> None:
+        super().__init__(
+            anchors,
+            head,
+            **_COMMON_NUMBERS,
+            pre_nms_top_n={"training": 2 * max_proposals, "testing": max_proposals},
+            post_nms_top_n={"training": max_training_proposals, "testing": max_proposals},
+        )
+        self.proposal_matcher = MaxIoUMatcher(positive_iou=0.7, negative_iou=0.3, minimum_iou=0.3)
+        self.box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+        self.min_size = torch.finfo(torch.float32).tiny  # any box with an area
+        self.takes_part = takes_part
+        self.box_loss_beta = box_loss_beta
 
     def assign_targets_to_anchors(self, anchors: list[Tensor], targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
-        """As torchvision's, but anchors in the padding of an image take no part.
+        """As torchvision's, among the anchors that take part.
 
         Args:
             anchors: Per image (A, 4).
-            targets: Per image "boxes" (G, 4) and "padded_size_hw" (2,): the image's own size rounded up to whole
-                cells of the coarsest backbone map, before padding to the size of the batch.
+            targets: Per image "boxes" (G, 4), "size_hw" (2,), "padded_size_hw" (2,); see `MaskRCNN.losses`.
 
         Returns:
             Per image labels (A,): 1 object, 0 background, -1 no part; and matched boxes (A, 4).
         """
-        labels, matched_boxes = super().assign_targets_to_anchors(anchors, targets)
-        for image_labels, image_anchors, target in zip(labels, anchors, targets, strict=True):
-            cell_corner_xy = (image_anchors[:, :2] + image_anchors[:, 2:]) / 2
-            outside = (cell_corner_xy >= target["padded_size_hw"].flip(0) - 1e-3).any(dim=1)
-            image_labels[outside] = -1.0
+        labels, matched_boxes = [], []
+        for image_anchors, target in zip(anchors, targets, strict=True):
+            image_labels = image_anchors.new_full((len(image_anchors),), -1)
+            image_boxes = image_anchors.clone()
+            rows = self.takes_part(image_anchors, target).nonzero().squeeze(1)
+            if len(rows):  # none fit into a tiny image
+                (row_labels,), (row_boxes,) = super().assign_targets_to_anchors([image_anchors[rows]], [target])
+                image_labels[rows] = row_labels.to(image_labels.dtype)
+                image_boxes[rows] = row_boxes.to(image_boxes.dtype)
+            labels.append(image_labels)
+            matched_boxes.append(image_boxes)
         return labels, matched_boxes
 
     def compute_loss(
@@ -66,52 +112,66 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
             torch.cat(regression_targets),
             positive_rows,
             sampled_rows,
+            self.box_loss_beta,
         )
 
 
-def published_rpn(
-    feature_specs: Mapping[str, FeatureSpec], channels: int, anchor_scale: float, max_proposals: int
-) -> RegionProposalNetwork:
-    """The RPN of the published models.
+def cells_inside(anchors: Tensor, target: Target) -> Tensor:
+    """Anchors whose cell begins inside the image: (A, 4) and "padded_size_hw" (2,) to (A,) bool.
+
+    That size is the image's own, rounded up to whole cells of the coarsest backbone map, before it is padded to the
+    size of the batch.
+    """
+    cell_corner_xy = (anchors[:, :2] + anchors[:, 2:]) / 2
+    return (cell_corner_xy < target["padded_size_hw"].flip(0) - 1e-3).all(dim=1)
+
+
+def anchors_inside(anchors: Tensor, target: Target) -> Tensor:
+    """Anchors that lie inside the image as a whole: (A, 4) and "size_hw" (2,) to (A,) bool."""
+    return (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2:] < target["size_hw"].flip(0)).all(dim=1)
+
+
+def published_rpn(feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings) -> RegionProposalNetwork:
+    """The RPN of the published Mask R-CNN, from mask_rcnn_swin_fpn.py of the official configurations.
 
     Args:
         feature_specs: The pyramid's levels.
-        channels: The channels of every level.
-        anchor_scale: Anchor side over stride.
-        max_proposals: Proposals of one image; in training twice as many of each level are looked at.
+        settings: All numbers.
     """
-    anchors = PyramidAnchors(feature_specs, anchor_scale)
-    rpn = RegionProposalNetwork(
-        anchors,
-        RPNHead(channels, anchors.num_anchors_per_location()[0]),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_top_n={"training": 2 * max_proposals, "testing": max_proposals},
-        post_nms_top_n={"training": max_proposals, "testing": max_proposals},
-        nms_thresh=0.7,
-    )
-    rpn.proposal_matcher = MaxIoUMatcher(positive_iou=0.7, negative_iou=0.3, minimum_iou=0.3)
-    rpn.box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
-    rpn.min_size = torch.finfo(torch.float32).tiny  # any box with an area
-    return rpn
+    anchors, head = _anchors_and_head(feature_specs, settings)
+    limits = (settings.max_proposals, settings.max_proposals)
+    return RegionProposalNetwork(anchors, head, *limits, takes_part=cells_inside, box_loss_beta=0.0)
+
+
+def cascade_rpn(feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings) -> RegionProposalNetwork:
+    """The RPN of the published Cascade Mask R-CNN, from cascade_mask_rcnn_swin_fpn.py.
+
+    It trains with twice as many proposals (`rpn_proposal.max_per_img=2000`), not on anchors that cross the image's
+    border (`allowed_border=0`), and with a smooth L1 loss (`beta=1/9`). Arguments as for `published_rpn`.
+    """
+    anchors, head = _anchors_and_head(feature_specs, settings)
+    limits = (settings.max_proposals, 2 * settings.max_proposals)
+    return RegionProposalNetwork(anchors, head, *limits, takes_part=anchors_inside, box_loss_beta=1 / 9)
+
+
+def _anchors_and_head(
+    feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings
+) -> tuple[PyramidAnchors, RPNHead]:
+    anchors = PyramidAnchors(feature_specs, settings.anchor_scale)
+    return anchors, RPNHead(settings.fpn_channels, anchors.num_anchors_per_location()[0])
 
 
 def torchvision_rpn_defaults(
-    feature_specs: Mapping[str, FeatureSpec], channels: int, anchor_scale: float, max_proposals: int
+    feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings
 ) -> torchvision_rpn.RegionProposalNetwork:
     """The RPN as torchvision builds it for its own Mask R-CNN. Arguments as for `published_rpn`."""
-    sizes = tuple((int(anchor_scale * spec.stride),) for spec in feature_specs.values())
+    sizes = tuple((int(settings.anchor_scale * spec.stride),) for spec in feature_specs.values())
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    most = settings.max_proposals
     return torchvision_rpn.RegionProposalNetwork(
         anchors,
-        RPNHead(channels, anchors.num_anchors_per_location()[0]),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_top_n={"training": 2 * max_proposals, "testing": max_proposals},
-        post_nms_top_n={"training": 2 * max_proposals, "testing": max_proposals},
-        nms_thresh=0.7,
+        RPNHead(settings.fpn_channels, anchors.num_anchors_per_location()[0]),
+        **_COMMON_NUMBERS,
+        pre_nms_top_n={"training": 2 * most, "testing": most},
+        post_nms_top_n={"training": 2 * most, "testing": most},
     )

@@ -23,27 +23,12 @@ from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.errors import ConfigError, DataError
 from swin_dense.features import FeatureSpec
 from swin_dense.heads.backbones import Normalize, as_backbone
+from swin_dense.heads.batch_norm import BatchNorm
 from swin_dense.heads.losses import segmentation_loss
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.swin import SwinTransformer
 
 AUXILIARY_FEATURE = "c4"  # the third stage, in all published configurations
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation that also trains where a batch has one value per channel.
-
-    There (a single image pooled to 1 x 1, a crop of one cell) no batch statistics exist: the running ones are used
-    and left as they are. Everywhere else it is torch's.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, h, w) to the same shape."""
-        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
-            return functional.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-            )
-        return super().forward(input)
 
 
 class ConvNormReLU(nn.Module):

@@ -75,3 +75,9 @@ def test_fpn_refuses_strides_it_cannot_name(strides):
     specs = {f"c{i}": FeatureSpec(4, stride) for i, stride in enumerate(strides)}
     with pytest.raises(ConfigError, match=r"strides that are powers of two and double, got \["):
         FPN(specs, 4)
+
+
+def test_boxes_are_pooled_from_all_levels_but_the_extra_one():
+    fpn = FPN(SPECS, 4)
+    assert list(fpn.roi_specs) == list(fpn.feature_specs)[:-1] and len(fpn.roi_specs) == len(SPECS)
+    assert all(fpn.feature_specs[name] == spec for name, spec in fpn.roi_specs.items())

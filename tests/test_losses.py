@@ -6,9 +6,11 @@ from torchvision.ops import roi_align
 
 from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.heads.losses import (
-    box_losses,
+    classification_loss,
     mask_loss,
     mask_targets,
+    offset_loss,
+    overlap_loss,
     proposal_losses,
     segmentation_loss,
 )
@@ -46,27 +48,68 @@ def test_proposal_losses_without_samples_or_objects_are_zero_with_gradients():
     assert not logits.grad.any() and not deltas.grad.any()
 
 
-def test_box_losses_follow_the_closed_form():
-    logits, deltas, wanted = random(7, 4), random(7, 16, seed=1), random(7, 4, seed=2)
-    labels = torch.tensor([0, 3, 1, 0, 2, 0, 3])
-    class_loss, box_loss = box_losses(logits, deltas, labels, wanted)
+@pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
+def test_proposal_box_loss_is_a_parabola_below_beta_and_a_line_above(beta):
+    deltas, wanted = random(5, 4), random(5, 4, seed=1)
+    rows = torch.arange(5)
+    _, loss = proposal_losses(random(5), deltas, torch.ones(5), wanted, rows, rows, beta)
+    gaps = (deltas - wanted).abs().flatten().tolist()
+    distance = sum(gap * gap / (2 * beta) if gap < beta else gap - beta / 2 for gap in gaps)
+    assert min(gaps) < beta < max(gaps) or beta == 0
+    assert float(loss) == pytest.approx(distance / 5)
+
+
+def test_classification_loss_follows_the_closed_form():
+    logits, labels = random(7, 4), torch.tensor([0, 3, 1, 0, 2, 0, 3])
     entropy = sum(cross_entropy(row.tolist(), label) for row, label in zip(logits, labels.tolist(), strict=True))
-    distance = 0.0
-    for row, label in enumerate(labels.tolist()):
-        if label > 0:
-            distance += float((deltas[row, 4 * label : 4 * label + 4] - wanted[row]).abs().sum())
-    assert float(class_loss) == pytest.approx(entropy / 7)
-    assert float(box_loss) == pytest.approx(distance / 7)
+    assert float(classification_loss(logits, labels)) == pytest.approx(entropy / 7)
 
 
-@pytest.mark.parametrize("count", [0, 5])
-def test_box_losses_without_objects_are_finite_with_gradients(count):
-    logits, deltas = random(count, 3).requires_grad_(), random(count, 12).requires_grad_()
-    wanted = torch.full((count, 4), -math.inf, dtype=torch.float64)
-    class_loss, box_loss = box_losses(logits, deltas, torch.zeros(count, dtype=torch.int64), wanted)
-    (class_loss + box_loss).backward()
-    assert float(box_loss.detach()) == 0.0 and math.isfinite(float(class_loss.detach()))
-    assert not deltas.grad.any() and bool(logits.grad.any()) == bool(count)
+def test_offset_loss_is_the_distance_of_the_objects_over_all_samples():
+    deltas, wanted = random(3, 4), random(3, 4, seed=1)
+    distance = sum(abs(one - other) for one, other in zip(deltas.flatten().tolist(), wanted.flatten(), strict=True))
+    assert float(offset_loss(deltas, wanted, 11)) == pytest.approx(float(distance) / 11)
+
+
+def slow_giou(one, other):
+    """From the definition, box by box."""
+
+    def area(x1, y1, x2, y2):
+        return max(x2 - x1, 0) * max(y2 - y1, 0)
+
+    corners = [max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])]
+    hull = [min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])]
+    union = area(*one) + area(*other) - area(*corners)
+    return area(*corners) / union - (area(*hull) - union) / area(*hull)
+
+
+def test_overlap_loss_follows_the_definition():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [3, 4, 20, 9], [50, 50, 51, 60], [0, 0, 1000, 700]]).double()
+    wanted = torch.tensor([[5.0, 2, 12, 30], [3, 4, 20, 9], [0, 0, 7, 5], [10, 20, 30, 40]]).double()
+    distances = [1 - slow_giou(one, other) for one, other in zip(boxes.tolist(), wanted.tolist(), strict=True)]
+    assert distances[1] == 0 and distances[2] > 1  # equal, and apart
+    assert float(overlap_loss(boxes, wanted, 9)) == pytest.approx(sum(distances) / 9, rel=1e-6)
+
+
+def test_overlap_loss_of_perfect_boxes_is_zero():
+    boxes = torch.rand(5, 2).mul(90).repeat(1, 2) + torch.tensor([0.0, 0, 7, 11])
+    assert float(overlap_loss(boxes, boxes, 5)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [offset_loss, overlap_loss])
+@pytest.mark.parametrize("num_samples", [0, 5])
+def test_box_losses_without_objects_are_zero_with_gradients(loss, num_samples):
+    predicted = torch.zeros(0, 4, requires_grad=True)
+    value = loss(predicted, torch.zeros(0, 4), num_samples)
+    value.backward()
+    assert float(value.detach()) == 0.0 and predicted.grad is not None
+
+
+def test_classification_loss_without_samples_is_zero_with_gradients():
+    logits = torch.zeros(0, 3, requires_grad=True)
+    value = classification_loss(logits, torch.zeros(0, dtype=torch.int64))
+    value.backward()
+    assert float(value.detach()) == 0.0 and logits.grad is not None
 
 
 def test_mask_targets_are_the_aligned_and_thresholded_objects():

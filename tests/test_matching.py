@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher
+from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher, ProposalSampler, pick_class
 
 NEGATIVE, IGNORED = -1, -2
 
@@ -65,6 +66,80 @@ def test_matcher_leaves_the_matrix_alone():
     MaxIoUMatcher(0.5, 0.5, 0.5)(iou)
     assert torch.equal(iou, copy)
 
+
+# ---- Samples.
+
+
+def crowd_of_boxes(seed=2):
+    """Three objects, boxes all around them, and boxes anywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(503, 2, generator=generator) * 60
+    boxes = torch.cat((corner, corner + torch.rand(503, 2, generator=generator) * 60 + 3), dim=1)
+    objects = boxes[:3]
+    around = [objects + torch.randn(3, 4, generator=generator) * scale for scale in torch.linspace(0.5, 12, 60)]
+    proposals = torch.cat((*around, boxes[3:]))
+    return proposals[(proposals[:, 2:] > proposals[:, :2]).all(dim=1)], {
+        "boxes": objects,
+        "labels": torch.tensor([2, 1, 3]),
+    }
+
+
+@pytest.mark.parametrize("iou_threshold", [0.5, 0.7])
+def test_samples_are_labelled_by_the_object_they_overlap_most(iou_threshold):
+    proposals, target = crowd_of_boxes()
+    samples = ProposalSampler(Matcher(iou_threshold, iou_threshold), 512, 0.25)(proposals, target)
+    assert samples.boxes.shape == (512, 4) and 0 < int((samples.labels > 0).sum()) <= 128
+    best, best_object = box_iou(target["boxes"], samples.boxes).max(dim=0)
+    is_object = samples.labels > 0
+    assert torch.equal(is_object, best >= iou_threshold)
+    assert torch.equal(samples.matched[is_object], best_object[is_object])
+    assert torch.equal(samples.labels[is_object], target["labels"][best_object][is_object])
+    assert torch.equal(samples.matched_boxes[is_object], target["boxes"][best_object][is_object])
+    objects = samples.objects()
+    assert torch.equal(objects.boxes, samples.boxes[is_object]) and bool((objects.labels > 0).all())
+
+
+def test_samples_without_a_limit_are_all_proposals_and_the_objects_themselves():
+    proposals, target = crowd_of_boxes()
+    samples = ProposalSampler(Matcher(0.5, 0.5), 10**6, 0.25)(proposals, target)
+    assert torch.equal(samples.boxes, torch.cat((proposals, target["boxes"])))
+    assert torch.equal(samples.boxes[samples.is_object_itself], target["boxes"])
+    assert torch.equal(samples.labels[samples.is_object_itself], target["labels"])
+
+
+@pytest.mark.parametrize("limit", [1, 16, 37])
+def test_samples_keep_their_limit_and_the_share_of_objects(limit):
+    proposals, target = crowd_of_boxes()
+    samples = ProposalSampler(Matcher(0.5, 0.5), limit, 0.25)(proposals, target)
+    assert len(samples.boxes) == limit and int((samples.labels > 0).sum()) == limit // 4
+
+
+def test_samples_of_an_image_without_objects_are_background():
+    proposals, _ = crowd_of_boxes()
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    sample = ProposalSampler(Matcher(0.5, 0.5), 100, 0.25)
+    samples = sample(proposals, target)
+    assert len(samples.boxes) == 100 and not samples.labels.any() and not samples.is_object_itself.any()
+    nothing = sample(torch.zeros(0, 4), target)
+    assert nothing.boxes.shape == (0, 4) and nothing.labels.dtype == torch.int64
+
+
+def test_samples_leave_proposals_and_target_alone():
+    proposals, target = crowd_of_boxes()
+    before = [proposals.clone(), *(value.clone() for value in target.values())]
+    ProposalSampler(Matcher(0.5, 0.5), 100, 0.25)(proposals, target)
+    assert all(torch.equal(one, other) for one, other in zip(before, [proposals, *target.values()], strict=True))
+
+
+def test_pick_class_takes_the_group_of_the_class_or_the_only_one():
+    values, rows, labels = torch.arange(24.0).view(2, 12), torch.tensor([1, 0, 1]), torch.tensor([2, 1, 0])
+    wanted = [[20, 21, 22, 23], [4, 5, 6, 7], [12, 13, 14, 15]]
+    assert pick_class(values, rows, labels).tolist() == wanted
+    assert torch.equal(pick_class(values[:, :4], rows, labels), values[rows, :4])
+    assert pick_class(values[:0], rows[:0], labels[:0]).shape == (0, 4)
+
+
+# ---- Boxes.
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 LIMIT = math.log(1000 / 16)
@@ -127,3 +202,11 @@ def test_decode_of_a_batch_keeps_images_apart_and_takes_none():
     assert decoded.shape == (8, 2, 4)
     assert torch.equal(decoded[3:], coder.decode(codes[3:], boxes[1:]))
     assert coder.decode_single(torch.zeros(0, 8), torch.zeros(0, 4)).shape == (0, 8)
+
+
+def test_coder_from_standard_deviations_divides_by_them():
+    stds = (0.033, 0.05, 0.067, 0.2)
+    reference, boxes = random_boxes(7), random_boxes(8)[:7]
+    codes = BoxCoder.from_stds(stds).encode_single(boxes, reference)
+    plain = BoxCoder((1.0, 1.0, 1.0, 1.0)).encode_single(boxes, reference)
+    assert torch.allclose(codes, plain / torch.tensor(stds, dtype=torch.float64))

@@ -1,30 +1,44 @@
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.ops import batched_nms, box_iou
 
 from swin_dense.features import FeatureSpec
-from swin_dense.heads.roi_heads import BoxPredictor, MaskPredictor, published_roi_heads, torchvision_roi_heads
+from swin_dense.heads.detector_settings import DetectorSettings
+from swin_dense.heads.losses import mask_targets
+from swin_dense.heads.roi_heads import (
+    BoxPredictor,
+    DetectionSelector,
+    MaskPredictor,
+    published_roi_heads,
+    torchvision_roi_heads,
+)
 
 SPECS = {f"p{k}": FeatureSpec(4, 2**k) for k in (2, 3, 4, 5)}
 SIZE_HW = (96, 128)
-SETTINGS = {
-    "num_classes": 3,
-    "channels": 4,
-    "anchor_scale": 8.0,
-    "box_head_channels": 16,
-    "mask_head_channels": 6,
-    "samples_per_image": 512,
-    "score_threshold": 0.05,
-    "max_detections": 100,
-}
+SETTINGS = DetectorSettings(
+    num_classes=3,
+    fpn_channels=4,
+    box_head_channels=16,
+    mask_head_channels=6,
+    score_threshold=0.05,
+    max_detections=100,
+    anchor_scale=8.0,
+    max_proposals=1000,
+    samples_per_image=512,
+    image_mean=None,
+    image_std=None,
+)
 
 
 def heads_of(build=published_roi_heads, **changes):
     torch.manual_seed(0)
-    return build(SPECS, **{**SETTINGS, **changes})
+    return build(SPECS, replace(SETTINGS, **changes))
 
 
 def lively(heads):
@@ -73,22 +87,36 @@ def slow_detections(boxes, probabilities, threshold, nms, most):
     return kept[:most]
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("threshold", "most"), [(0.05, 100), (0.4, 100), (0.05, 7)])
-def test_detections_are_every_class_of_every_proposal_after_suppression(threshold, most):
-    heads = heads_of(score_threshold=threshold, max_detections=most)
+def test_detections_are_every_class_of_every_box_after_suppression(threshold, most, shared):
     generator = torch.Generator().manual_seed(1)
-    proposals = [random_boxes(23), random_boxes(0), random_boxes(5, seed=3)]
     logits = torch.randn(28, 4, generator=generator) * 2
-    codes = torch.randn(28, 16, generator=generator)
-    boxes, scores, labels = heads.postprocess_detections(logits, codes, proposals, [SIZE_HW] * 3)
-    decoded = heads.box_coder.decode(codes, proposals)
+    groups = torch.stack([random_boxes(28, seed=seed) for seed in range(4)], dim=1) - 5  # (28, 4 classes, 4)
+    groups = groups[:, :1] if shared else groups
+    select = DetectionSelector(threshold, 0.5, most)
+    boxes, scores, labels = select(groups.flatten(1), logits, [23, 0, 5], [SIZE_HW] * 3)
+    of_class = groups.expand(28, 4, 4)
     probabilities = logits.softmax(dim=1)
     assert len(boxes[1]) == 0 and boxes[1].shape == (0, 4)
     for image, rows in ((0, slice(0, 23)), (2, slice(23, 28))):
-        wanted = slow_detections(decoded[rows], probabilities[rows], threshold, 0.5, most)
+        wanted = slow_detections(of_class[rows], probabilities[rows], threshold, 0.5, most)
         assert labels[image].tolist() == [label for _, _, label in wanted]
         assert scores[image].tolist() == pytest.approx([score for _, score, _ in wanted])
         assert torch.allclose(boxes[image], torch.stack([box for box, _, _ in wanted]), atol=1e-4)
+
+
+def test_detections_are_selected_among_the_decoded_boxes():
+    heads = lively(heads_of()).eval()
+    levels, proposals = random_levels(2), [random_boxes(9), random_boxes(4, seed=2)]
+    with torch.no_grad():
+        detections, _ = heads(levels, proposals, [SIZE_HW] * 2)
+        logits, codes = heads.box_predictor(heads.box_head(heads.box_roi_pool(levels, proposals, [SIZE_HW] * 2)))
+        decoded = heads.box_coder.decode(codes, proposals)
+    for result, rows in zip(detections, (slice(0, 9), slice(9, 13)), strict=True):
+        wanted = slow_detections(decoded[rows], logits[rows].softmax(dim=1), 0.05, 0.5, 100)
+        assert len(wanted) > 0 and result["labels"].tolist() == [label for _, _, label in wanted]
+        assert torch.allclose(result["boxes"], torch.stack([box for box, _, _ in wanted]), atol=1e-4)
 
 
 def test_detections_of_no_proposals_at_all_are_empty():
@@ -116,35 +144,42 @@ def test_detections_carry_the_mask_of_their_class():
 
 
 def test_training_samples_are_the_published_ones():
-    heads = heads_of()
-    torch.manual_seed(2)
-    target = target_of(3)
-    jitter = torch.cat([target["boxes"] + torch.randn(3, 4) * scale for scale in torch.linspace(0.5, 12, 60)])
-    jitter = torch.cat((jitter[(jitter[:, 2:] > jitter[:, :2]).all(dim=1)], random_boxes(500, seed=9)))
-    sampled, matched, labels, codes = heads.select_training_samples([jitter], [target])
-    assert len(sampled[0]) == 512
-    assert 0 < int((labels[0] > 0).sum()) <= 128
-    iou = box_iou(target["boxes"], sampled[0])
-    best, best_object = iou.max(dim=0)
-    background = labels[0] == 0
-    assert torch.equal(background, best < 0.5)
-    assert torch.equal(labels[0][~background], target["labels"][matched[0]][~background])
-    assert torch.equal(matched[0][~background], best_object[~background])
-    decoded = heads.box_coder.decode_single(codes[0], sampled[0])
-    assert torch.allclose(decoded[~background], target["boxes"][matched[0]][~background], atol=1e-3)
+    sample = heads_of(samples_per_image=512).sample
+    assert (sample.draw.batch_size_per_image, sample.draw.positive_fraction) == (512, 0.25)
+    matcher = sample.matcher
+    assert (matcher.high_threshold, matcher.low_threshold, matcher.minimum_iou) == (0.5, 0.5, 0.5)
+    assert heads_of(samples_per_image=16).sample.draw.batch_size_per_image == 16
 
 
-def test_objects_themselves_are_among_the_samples():
-    heads, target = heads_of(), target_of(2)
-    sampled, _, labels, _ = heads.select_training_samples([random_boxes(3, seed=4)], [target])
-    assert {tuple(box) for box in target["boxes"].tolist()} <= {tuple(box) for box in sampled[0].tolist()}
-    assert int((labels[0] > 0).sum()) >= 2
-
-
-def test_samples_per_image_bounds_the_samples():
-    heads = heads_of(samples_per_image=16)
-    sampled, _, labels, _ = heads.select_training_samples([random_boxes(300)], [target_of(3)])
-    assert len(sampled[0]) == 16 and int((labels[0] > 0).sum()) <= 4
+def test_losses_follow_from_the_samples():
+    heads = lively(heads_of(samples_per_image=10**6)).double().train()  # no limit: nothing is left to chance
+    levels = {name: level.double() for name, level in random_levels(2).items()}
+    targets = [target_of(3, seed=3), target_of(2, seed=2)]
+    targets = [{**target, "boxes": target["boxes"].double()} for target in targets]
+    near = targets[0]["boxes"] + torch.tensor([1.0, -1, 2, 0.5])
+    proposals = [torch.cat((random_boxes(7).double(), near)), random_boxes(5, seed=1).double()]
+    with torch.no_grad():
+        _, losses = heads(levels, proposals, [SIZE_HW] * 2, targets)
+        entropy = distance = mask_entropy = count = objects = 0.0
+        for image, (boxes, target) in enumerate(zip(proposals, targets, strict=True)):
+            for box in torch.cat((boxes, target["boxes"])):
+                alone = [box[None] if index == image else box.new_zeros(0, 4) for index in range(2)]
+                logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(levels, alone, [])))
+                iou, matched = box_iou(box[None], target["boxes"])[0].max(dim=0)
+                label = int(target["labels"][matched]) if iou >= 0.5 else 0
+                entropy -= float(logits.log_softmax(dim=1)[0, label])
+                count += 1
+                if label:
+                    codes = heads.box_coder.encode_single(target["boxes"][matched][None], box[None])
+                    distance += float((deltas[0, 4 * label : 4 * label + 4] - codes).abs().sum())
+                    masks = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(levels, alone, [])))
+                    wanted = mask_targets(target["masks"], box[None], matched[None], 28)
+                    mask_entropy += float(binary_cross_entropy_with_logits(masks[0, label], wanted[0]))
+                    objects += 1
+    assert objects > 5 and count == 20
+    assert float(losses["loss_classifier"]) == pytest.approx(entropy / count)
+    assert float(losses["loss_box_reg"]) == pytest.approx(distance / count)
+    assert float(losses["loss_mask"]) == pytest.approx(mask_entropy / objects)
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (0, 2), (0, 0)])
@@ -177,9 +212,9 @@ def test_predictors_leave_reduced_precision():
 
 
 def test_initialisation_is_the_published_one():
-    heads = heads_of(channels=16, box_head_channels=64, num_classes=40)
+    heads = heads_of(fpn_channels=16, box_head_channels=64, num_classes=40)
     assert float(heads.box_predictor.cls_score.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
-    assert float(heads.box_predictor.bbox_pred.weight.detach().std()) == pytest.approx(0.001, rel=0.1)
+    assert float(heads.box_predictor.bbox_pred.weight[4:].detach().std()) == pytest.approx(0.001, rel=0.1)
     bound = math.sqrt(6 / (16 * 49 + 64))
     assert float(heads.box_head.fc6.weight.detach().abs().max()) == pytest.approx(bound, rel=0.01)
     assert not heads.box_head.fc7.bias.any() and not heads.box_predictor.cls_score.bias.any()
@@ -202,10 +237,34 @@ def test_both_styles_have_the_same_parameters():
 def test_suppression_works_within_a_class():
     boxes = torch.tensor([[0.0, 0, 50, 50], [1.0, 0, 50, 50]])
     assert len(batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 2]), 0.5)) == 2
-    heads = heads_of()
     logits = torch.tensor([[0.0, 4, 4, -9], [0.0, 3.9, 3.9, -9]])
-    _, _, labels = heads.postprocess_detections(logits, torch.zeros(2, 16), [boxes], [SIZE_HW])
+    _, _, labels = DetectionSelector(0.05, 0.5, 100)(boxes, logits, [2], [SIZE_HW])
     assert sorted(labels[0].tolist()) == [1, 2]
+
+
+def background_rows(box_predictor, mask_predictor):
+    boxes, masks = box_predictor.bbox_pred, mask_predictor.mask_fcn_logits
+    return [boxes.weight[:4], boxes.bias[:4], masks.weight[0], masks.bias[0]]
+
+
+@pytest.mark.parametrize("build", [torch.optim.AdamW, partial(torch.optim.SGD, momentum=0.9)])
+def test_rows_of_background_that_nothing_reads_stay_zero_in_training(build):
+    heads = heads_of().train()
+    optimizer = build(heads.parameters(), lr=0.1, weight_decay=0.3)
+    others = [heads.box_predictor.bbox_pred.weight[4:], heads.mask_predictor.mask_fcn_logits.weight[1:]]
+    before = [rows.detach().clone() for rows in others]
+    for count in (3, 0, 2):
+        _, losses = heads(random_levels(), [random_boxes(31)], [SIZE_HW], [target_of(count)])
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert not any(rows.any() for rows in background_rows(heads.box_predictor, heads.mask_predictor))
+    assert not any(torch.equal(rows, copy) for rows, copy in zip(others, before, strict=True))
+
+
+def test_shared_regression_has_one_box_for_all_classes():
+    predictor = BoxPredictor(8, 4, shared_regression=True)
+    assert [tuple(output.shape) for output in predictor(torch.rand(2, 8))] == [(2, 4), (2, 4)]
 
 
 def test_boxes_change_level_in_proportion_to_the_anchors():

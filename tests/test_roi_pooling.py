@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from swin_dense.features import FeatureSpec
-from swin_dense.heads.roi_pooling import PyramidRoIAlign
+from swin_dense.heads.roi_pooling import PyramidRoIAlign, published_pooling
 
 SPECS = {f"p{k}": FeatureSpec(2, 2**k) for k in (2, 3, 4, 5)}
 
@@ -86,3 +86,10 @@ def test_gradients_reach_the_level_that_was_pooled():
 
 def test_it_is_accepted_where_torchvision_asks_for_its_own_pooler():
     assert isinstance(PyramidRoIAlign(SPECS, 7), MultiScaleRoIAlign)
+
+
+def test_boxes_change_level_in_proportion_to_the_anchors():
+    published, small = published_pooling(SPECS, 7, 8.0), published_pooling(SPECS, 7, 2.0)
+    assert (published.finest_side, small.finest_side) == (56.0, 14.0)
+    boxes = torch.tensor([[0.0, 0, side, side] for side in (5, 60, 113, 300, 900)])
+    assert torch.equal(published.level_of(boxes), small.level_of(boxes / 4))

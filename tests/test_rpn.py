@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,10 +8,28 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, box_iou
 
 from swin_dense.features import FeatureSpec
-from swin_dense.heads.rpn import RPNHead, published_rpn, torchvision_rpn_defaults
+from swin_dense.heads.detector_settings import DetectorSettings
+from swin_dense.heads.rpn import RPNHead, cascade_rpn, published_rpn, torchvision_rpn_defaults
 
 SPECS = {f"p{k}": FeatureSpec(4, 2**k) for k in (2, 3, 4, 5, 6)}
 SIZE_HW = (96, 128)
+SETTINGS = DetectorSettings(
+    num_classes=3,
+    fpn_channels=4,
+    box_head_channels=16,
+    mask_head_channels=6,
+    score_threshold=0.05,
+    max_detections=100,
+    anchor_scale=8.0,
+    max_proposals=1000,
+    samples_per_image=512,
+    image_mean=None,
+    image_std=None,
+)
+
+
+def rpn_of(build=published_rpn, **changes):
+    return build(SPECS, replace(SETTINGS, **changes))
 
 
 def random_levels(num_images=1, size_hw=SIZE_HW, seed=0):
@@ -34,8 +53,12 @@ def lively(rpn, seed=1):
     return rpn
 
 
-def target(boxes, padded_size_hw=SIZE_HW):
-    return {"boxes": torch.tensor(boxes).reshape(-1, 4), "padded_size_hw": torch.tensor(padded_size_hw)}
+def target(boxes, padded_size_hw=SIZE_HW, size_hw=SIZE_HW):
+    return {
+        "boxes": torch.tensor(boxes).reshape(-1, 4),
+        "padded_size_hw": torch.tensor(padded_size_hw),
+        "size_hw": torch.tensor(size_hw),
+    }
 
 
 def all_anchors(rpn, levels):
@@ -56,7 +79,7 @@ def test_head_gives_full_precision_and_torchvisions_numbers():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_proposals_are_the_best_of_each_level_after_suppression(training):
-    rpn = lively(published_rpn(SPECS, 4, 8.0, 1000)).double().train(training)
+    rpn = lively(rpn_of()).double().train(training)
     levels = {name: map.double() for name, map in random_levels().items()}
     targets = [target([[10.0, 12, 50, 70]])] if training else None
     with torch.no_grad():
@@ -85,7 +108,7 @@ def test_proposals_are_the_best_of_each_level_after_suppression(training):
 
 def test_proposals_stay_within_each_image_and_never_exceed_1000():
     sizes_hw = [(96, 128), (61, 47)]
-    rpn = lively(published_rpn(SPECS, 4, 2.0, 1000)).eval()
+    rpn = lively(rpn_of(anchor_scale=2.0)).eval()
     with torch.no_grad():
         proposals, losses = rpn(batch(2, sizes_hw), random_levels(2), None)
     assert losses == {}
@@ -96,9 +119,9 @@ def test_proposals_stay_within_each_image_and_never_exceed_1000():
         assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-def slow_labels(anchors, boxes, padded_size_hw):
+def slow_labels(anchors, boxes, takes_part):
     """1 object, 0 background, -1 no part; from the words of the published assignment."""
-    iou = box_iou(boxes, anchors)
+    iou = torch.where(takes_part, box_iou(boxes, anchors), -1.0)
     labels = []
     for index in range(len(anchors)):
         overlap = float(iou[:, index].max())
@@ -107,26 +130,48 @@ def slow_labels(anchors, boxes, padded_size_hw):
             for obj in range(len(boxes))
         )
         labels.append(1.0 if overlap >= 0.7 or is_best else 0.0 if overlap < 0.3 else -1.0)
-    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
-    inside = (centre[:, 0].round() < padded_size_hw[1]) & (centre[:, 1].round() < padded_size_hw[0])
-    return torch.where(inside, torch.tensor(labels), -1.0)
+    return torch.where(takes_part, torch.tensor(labels), -1.0)
 
 
 @pytest.mark.parametrize("padded_size_hw", [(96, 128), (64, 96), (32, 32)])
 def test_anchor_labels_follow_the_published_assignment(padded_size_hw):
-    rpn, levels = published_rpn(SPECS, 4, 8.0, 1000), random_levels()
+    rpn, levels = rpn_of(), random_levels()
     boxes = [[3.0, 4, 30, 33], [20.0, 10, 90, 80], [100.0, 70, 127, 95], [0.0, 0, 4, 3]]
     anchors = all_anchors(rpn, levels)
     (labels,), (matched,) = rpn.assign_targets_to_anchors([anchors], [target(boxes, padded_size_hw)])
-    wanted = slow_labels(anchors, torch.tensor(boxes), padded_size_hw)
+    cell = ((anchors[:, :2] + anchors[:, 2:]) / 2).round()
+    inside = (cell[:, 0] < padded_size_hw[1]) & (cell[:, 1] < padded_size_hw[0])
+    wanted = slow_labels(anchors, torch.tensor(boxes), inside)
     assert torch.equal(labels, wanted)
     if padded_size_hw == (96, 128):
         assert {-1.0, 0.0, 1.0} == set(labels.tolist())
     assert {tuple(box) for box in matched[labels == 1].tolist()} <= {tuple(box) for box in boxes}
 
 
+@pytest.mark.parametrize("size_hw", [(96, 128), (59, 83)])
+def test_anchor_labels_of_the_cascade_leave_out_anchors_that_cross_the_border(size_hw):
+    rpn, levels = rpn_of(cascade_rpn), random_levels()
+    boxes = [[3.0, 4, 30, 33], [20.0, 10, 80, 58], [0.0, 0, 40, 20]]
+    anchors = all_anchors(rpn, levels)
+    (labels,), (matched,) = rpn.assign_targets_to_anchors([anchors], [target(boxes, SIZE_HW, size_hw)])
+    inside = torch.tensor(
+        [x1 >= 0 and y1 >= 0 and x2 < size_hw[1] and y2 < size_hw[0] for x1, y1, x2, y2 in anchors.tolist()]
+    )
+    assert torch.equal(labels, slow_labels(anchors, torch.tensor(boxes), inside))
+    assert 0 < int((labels == 1).sum()) and not bool((labels[~inside] >= 0).any())
+    assert {tuple(box) for box in matched[labels == 1].tolist()} <= {tuple(box) for box in boxes}
+
+
+def test_images_smaller_than_every_anchor_train_the_cascade_with_gradients():
+    rpn = rpn_of(cascade_rpn).train()
+    _, losses = rpn(batch(), random_levels(), [target([[0.0, 0, 5, 7]], SIZE_HW, (7, 5))])
+    assert [float(loss.detach()) for loss in losses.values()] == [0.0, 0.0]
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in rpn.parameters())
+
+
 def test_valid_anchors_are_the_cells_that_begin_inside_the_padded_image():
-    rpn, levels = published_rpn(SPECS, 4, 8.0, 1000), random_levels()
+    rpn, levels = rpn_of(), random_levels()
     anchors = all_anchors(rpn, levels)
     (labels,), _ = rpn.assign_targets_to_anchors([anchors], [target([], (32, 64))])
     # ceil(32 / s) x ceil(64 / s) cells of each level, three anchors each.
@@ -135,8 +180,9 @@ def test_valid_anchors_are_the_cells_that_begin_inside_the_padded_image():
     assert int((labels == -1).sum()) == len(labels) - wanted
 
 
-def test_losses_follow_from_the_sampled_anchors():
-    rpn, levels = lively(published_rpn(SPECS, 4, 8.0, 1000)).train(), random_levels()
+@pytest.mark.parametrize(("build", "beta"), [(published_rpn, 0), (cascade_rpn, 1 / 9)])
+def test_losses_follow_from_the_sampled_anchors(build, beta):
+    rpn, levels = lively(rpn_of(build)).train(), random_levels()
     targets = [target([[10.0, 12, 50, 70]])]
     torch.manual_seed(0)
     with torch.no_grad():
@@ -148,7 +194,9 @@ def test_losses_follow_from_the_sampled_anchors():
     assert 0 < int(positive.sum()) <= 128 and int((positive | negative).sum()) == 256
     logits, deltas = torchvision_rpn.concat_box_prediction_layers(*rpn.head(list(levels.values())))
     wanted = rpn.box_coder.encode(matched, [anchors])[0]
-    distance = (deltas[positive] - wanted[positive]).abs().sum() / 256
+    gap = (deltas[positive] - wanted[positive]).abs()
+    parabola = gap**2 / (2 * beta) if beta else gap
+    distance = torch.where(gap < beta, parabola, gap - beta / 2).sum() / 256
     sign = torch.where(positive, 1.0, -1.0)
     entropy = torch.log1p(torch.exp(-sign * logits[:, 0]))[positive | negative].sum() / 256
     assert float(losses["loss_rpn_box_reg"]) == pytest.approx(float(distance.detach()), rel=1e-4)
@@ -156,7 +204,7 @@ def test_losses_follow_from_the_sampled_anchors():
 
 
 def test_images_without_objects_give_no_box_loss_but_gradients():
-    rpn = published_rpn(SPECS, 4, 8.0, 1000).train()
+    rpn = rpn_of().train()
     _, losses = rpn(batch(2), random_levels(2), [target([]), target([])])
     assert float(losses["loss_rpn_box_reg"].detach()) == 0.0 and float(losses["loss_objectness"].detach()) > 0
     sum(losses.values()).backward()
@@ -164,15 +212,18 @@ def test_images_without_objects_give_no_box_loss_but_gradients():
 
 
 def test_published_numbers():
-    rpn = published_rpn(SPECS, 4, 8.0, 1000)
+    rpn = rpn_of()
     assert (rpn.train().pre_nms_top_n(), rpn.post_nms_top_n(), rpn.nms_thresh) == (2000, 1000, 0.7)
     assert (rpn.eval().pre_nms_top_n(), rpn.post_nms_top_n()) == (1000, 1000)
+    cascade = rpn_of(cascade_rpn)
+    assert (cascade.train().pre_nms_top_n(), cascade.post_nms_top_n(), cascade.nms_thresh) == (2000, 2000, 0.7)
+    assert (cascade.eval().pre_nms_top_n(), cascade.post_nms_top_n()) == (1000, 1000)
     sampler = rpn.fg_bg_sampler
     assert (sampler.batch_size_per_image, sampler.positive_fraction) == (256, 0.5)
 
 
 def test_torchvision_style_is_what_torchvision_builds():
-    rpn = torchvision_rpn_defaults(SPECS, 4, 8.0, 1000)
+    rpn = rpn_of(torchvision_rpn_defaults)
     assert type(rpn) is torchvision_rpn.RegionProposalNetwork
     assert rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
     assert (rpn.train().post_nms_top_n(), rpn.eval().post_nms_top_n()) == (2000, 1000)

@@ -10,7 +10,7 @@ from swin_dense.config import SwinConfig
 from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.errors import ConfigError, DataError
 from swin_dense.heads.losses import segmentation_loss
-from swin_dense.heads.upernet import BatchNorm, FCNHead, UPerHead, check_labels, enlarge, upernet
+from swin_dense.heads.upernet import FCNHead, UPerHead, check_labels, enlarge, upernet
 from swin_dense.swin import SwinTransformer
 
 TINY = SwinConfig(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2), window_size=4, drop_path_rate=0.0)
@@ -201,26 +201,6 @@ def test_training_reduces_the_loss_of_one_batch():
 
 
 # ---- Parts.
-
-
-def test_batch_norm_of_one_value_per_channel_uses_and_keeps_the_running_statistics():
-    norm, plain = BatchNorm(3), nn.BatchNorm2d(3)
-    for module in (norm, plain):
-        module.running_mean.copy_(torch.tensor([1.0, 2, 3]))
-        module.running_var.copy_(torch.tensor([4.0, 5, 6]))
-    x = torch.rand(1, 3, 1, 1)
-    before = {name: value.clone() for name, value in norm.state_dict().items()}
-    assert torch.equal(norm.train()(x), plain.eval()(x))
-    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 3, 1, 2), (2, 3, 5, 7)])
-@pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_is_torchs_everywhere_else(shape, training):
-    norm, plain = BatchNorm(3).train(training), nn.BatchNorm2d(3).train(training)
-    x = torch.rand(shape)
-    assert torch.equal(norm(x), plain(x))
-    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in norm.state_dict().items())
 
 
 def test_auxiliary_head_is_no_part_of_prediction():
