@@ -1,4 +1,4 @@
-"""COCO and ADE20K data: reading, augmentation, batching, evaluation, pictures, and a small generated set."""
+"""COCO, ADE20K and image classification data: reading, augmentation, batching, evaluation, pictures, and a small generated set."""
 
 if __name__ != "swin_dense.datasets":
     raise ImportError(

@@ -21,7 +21,10 @@ _LEAST_SIDE = 320
 _MASK_OPACITY = 0.45
 _PAGE_COLOUR = (255, 255, 255)
 _TEXT_COLOUR = (35, 35, 40)
+_BAR_COLOUR = (205, 210, 218)
+_TRUE_COLOUR = (140, 205, 150)
 _GAP = 8
+_CLASS_LINES = 5
 
 
 def class_colours(count: int) -> list[Colour]:
@@ -115,6 +118,45 @@ def draw_semantic(
     present = [int(value) for value in values[np.argsort(-counts, kind="stable")]]
     legend = _legend([(label_map.names[value], colours[value]) for value in present], canvas.width)
     return np.concatenate([np.array(canvas), legend])
+
+
+def draw_classification(
+    image: np.ndarray, scores: np.ndarray, label_map: LabelMap, truth: int | None = None, *, scale: int | None = None
+) -> np.ndarray:
+    """Puts the classes with the highest scores below an image, each with a bar as long as its score.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; stays as it is.
+        scores: (K,) fractions of 1.
+        label_map: Names of the classes.
+        truth: The true class, whose bar is green; it gets a line even where its score is low.
+        scale: Whole factor of enlargement; None makes the shorter side about 320 pixels or more.
+
+    Returns:
+        (scale * H + height of the lines, scale * W, 3) uint8 RGB.
+
+    Raises:
+        DataError: The image is not (H, W, 3) uint8, or there is not one score for each class.
+    """
+    _check_image(image)
+    if scores.shape != (len(label_map),):
+        raise DataError(f"Wanted one score for each of {len(label_map)} classes, got {scores.shape}.")
+    canvas = _enlarged(image, _checked_scale(image, scale))
+    shown = [int(index) for index in np.argsort(-scores, kind="stable")[:_CLASS_LINES]]
+    if truth is not None and truth not in shown:
+        shown[-1] = truth
+    row_height = max(24, canvas.width // 18)
+    font = _font(round(row_height * 0.6))
+    strip = Image.new("RGB", (canvas.width, row_height * len(shown) + _GAP), _PAGE_COLOUR)
+    draw = ImageDraw.Draw(strip)
+    for row, index in enumerate(shown):
+        top = _GAP / 2 + row * row_height
+        length = float(scores[index]) * (canvas.width - 1)
+        draw.rectangle((0, top, length, top + row_height - 4), fill=_TRUE_COLOUR if index == truth else _BAR_COLOUR)
+        text = f"{scores[index]:.2f} {label_map.names[index]}{' (true)' if index == truth else ''}"
+        text = _cut_to_width(text, font, canvas.width - 2 * _GAP)
+        draw.text((_GAP, top + (row_height - 4) / 2), text, fill=_TEXT_COLOUR, font=font, anchor="lm")
+    return np.concatenate([np.array(canvas), np.array(strip)])
 
 
 def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 The file is safetensors: tensors and text, nothing that could be executed. The text lies under "swin_dense" as JSON:
 
-    {"format": 1, "architecture": {"head": "mask_rcnn" | "upernet", …}, "labels": {…}, "recipe": {…}, …}
+    {"format": 1, "architecture": {"head": a name in BUILDERS, …}, "labels": {…}, "recipe": {…}, …}
 """
 
 from __future__ import annotations
@@ -15,18 +15,27 @@ from typing import Any
 
 from torch import nn
 
+from swin_dense.classification import Classifier, classifier
 from swin_dense.config import SwinConfig
 from swin_dense.errors import CheckpointError, ConfigError
+from swin_dense.heads.cascade_mask_rcnn import cascade_mask_rcnn
 from swin_dense.heads.mask_rcnn import MaskRCNN, mask_rcnn
 from swin_dense.heads.upernet import UPerNet, upernet
+from swin_dense.swin import SwinTransformer
 from swin_dense.training.atomic_file import atomic_write
 
-BUILDERS: dict[str, Callable[..., MaskRCNN | UPerNet]] = {"mask_rcnn": mask_rcnn, "upernet": upernet}
+Model = MaskRCNN | UPerNet | Classifier
+BUILDERS: dict[str, Callable[..., Model]] = {
+    "mask_rcnn": mask_rcnn,
+    "cascade_mask_rcnn": cascade_mask_rcnn,
+    "upernet": upernet,
+    "classifier": classifier,
+}
 _METADATA_KEY = "swin_dense"
 _FORMAT = 1
 
 
-def save_model(path: str | Path, model: MaskRCNN | UPerNet, about: Mapping[str, Any]) -> None:
+def save_model(path: str | Path, model: Model, about: Mapping[str, Any]) -> None:
     """Write a model; a file of that name is replaced in one step, never half.
 
     Args:
@@ -42,7 +51,7 @@ def save_model(path: str | Path, model: MaskRCNN | UPerNet, about: Mapping[str, 
         file.write(save(tensors, metadata={_METADATA_KEY: text}))
 
 
-def load_model(path: str | Path) -> tuple[MaskRCNN | UPerNet, dict[str, Any]]:
+def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     """Rebuild the model of a file, in evaluation mode on the CPU.
 
     Returns:
@@ -94,7 +103,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
     return about
 
 
-def build_model(architecture: Mapping[str, Any]) -> MaskRCNN | UPerNet:
+def build_model(architecture: Mapping[str, Any]) -> Model:
     """A model from the plain types of its `architecture`, with random weights.
 
     Raises:
@@ -106,7 +115,8 @@ def build_model(architecture: Mapping[str, Any]) -> MaskRCNN | UPerNet:
         raise ConfigError(f"there is no head {head!r}; known are {', '.join(BUILDERS)}.")
     if "backbone" not in settings:
         raise ConfigError(f"the architecture of a {head} needs a backbone.")
-    backbone = SwinConfig.from_dict(settings.pop("backbone"))
+    # Built here, so that every field is as it was: a builder may give a mere configuration its own defaults.
+    backbone = SwinTransformer(SwinConfig.from_dict(settings.pop("backbone")))
     for name in settings:
         if name not in signature(BUILDERS[head]).parameters:
             raise ConfigError(f"{head} has no setting {name!r}; the file may come from a newer version.")

@@ -20,8 +20,9 @@ from swin_dense.errors import (
 from swin_dense.features import FeatureSpec
 
 if TYPE_CHECKING:
+    from swin_dense.classification import Classifier, classifier
     from swin_dense.swin import SwinTransformer, create_backbone
-    from swin_dense.weights import WeightsReport, load_weights
+    from swin_dense.weights import WeightsReport, load_weights, read_config
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "VARIANTS",
     "AnnotationError",
     "CheckpointError",
+    "Classifier",
     "ConfigError",
     "DataError",
     "DivergenceError",
@@ -39,16 +41,21 @@ __all__ = [
     "SwinDenseError",
     "SwinTransformer",
     "WeightsReport",
+    "classifier",
     "create_backbone",
     "load_weights",
+    "read_config",
     "variant_config",
 ]
 
 _NEEDS_TORCH = {
+    "Classifier": "swin_dense.classification",
+    "classifier": "swin_dense.classification",
     "SwinTransformer": "swin_dense.swin",
     "create_backbone": "swin_dense.swin",
     "WeightsReport": "swin_dense.weights",
     "load_weights": "swin_dense.weights",
+    "read_config": "swin_dense.weights",
 }
 
 

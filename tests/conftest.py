@@ -241,6 +241,44 @@ def semantic_run(tiny_words: Callable[..., list[str]], tmp_path_factory: pytest.
     return _train_tiny("semantic", tiny_words("semantic"), tmp_path_factory.mktemp("runs") / "semantic")
 
 
+COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders train and val of three classes, each a colour under noise: 8 and 3 pictures of unequal sizes."""
+    root = tmp_path_factory.mktemp("classes")
+    for split, count in (("train", 8), ("val", 3)):
+        for number, (name, colour) in enumerate(COLOURS.items()):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                random = np.random.default_rng([number, index, count])
+                size_hw = random.integers(17, 30, 2)
+                pixels = np.array(colour) + random.normal(0, 40, (*size_hw, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def classification_words(class_folders: Path) -> Callable[..., list[str]]:
+    def words(*changes: str) -> list[str]:
+        """The command line of a classifier's training run of seconds; later changes win."""
+        small = ["model.backbone={patch_size: 2, embed_dim: 8, depths: [1, 1], num_heads: [1, 2], window_size: 4}"]
+        small += ["augmentation.crop_size_hw=[16,16]", "inference.crop_size_hw=[16,16]", "schedule.epochs=null"]
+        data = [f"data={class_folders}", "dataset.format=class_folders"]
+        return ["classifier_cifar10", *data, *small, *TINY_RUN, *changes]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def classification_run(
+    classification_words: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> TinyRun:
+    folder = tmp_path_factory.mktemp("runs") / "classification"
+    return _train_tiny("classification", classification_words(), folder)
+
+
 @pytest.fixture(params=["instance", "semantic"])
 def tiny_run(request: pytest.FixtureRequest) -> TinyRun:
     """The finished run of each task in turn."""
@@ -263,3 +301,31 @@ def run_python() -> Callable[..., Any]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., Any]:
+    import math
+
+    import torch
+
+    def fill(module: Any, seed: int = 0) -> Any:
+        """Weights far from any initialisation, running statistics too; the temperatures of Swin V2 stay near 10."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors = dict(module.state_dict(keep_vars=True))
+        for name in sorted(tensors):
+            value, noise = tensors[name].data, torch.randn(tensors[name].shape, generator=generator)
+            if name.endswith("num_batches_tracked"):
+                value.fill_(seed + 7)
+            elif name.endswith("running_var"):
+                value.copy_(noise.abs() + 0.5)
+            elif name.endswith("logit_scale"):
+                value.copy_(math.log(10) + 0.3 * noise)
+            elif name.endswith("running_mean") or isinstance(tensors[name], torch.nn.Parameter):
+                is_norm = value.ndim == 1 and name.endswith("weight")
+                is_table = "table" in name or "position_embeddings" in name or "absolute_pos_embed" in name
+                scale = 1.0 if value.ndim < 2 or is_table else 1 / math.sqrt(value[0].numel())
+                value.copy_(1 + 0.3 * noise if is_norm else scale * noise)
+        return module
+
+    return fill

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from swin_dense.datasets.drawing import class_colours, draw_instances, draw_semantic, side_by_side
+from swin_dense.datasets.drawing import (
+    class_colours,
+    draw_classification,
+    draw_instances,
+    draw_semantic,
+    side_by_side,
+)
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import DataError
 
@@ -189,3 +195,39 @@ def test_panels_of_different_heights_stand_under_their_titles():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(DataError, match=message):
         call()
+
+
+def row_colours(drawn, rows):
+    """Colour at the left edge of each line below the picture, where every bar starts."""
+    height = drawn.shape[0] - 24 * rows - 8
+    return [tuple(int(value) for value in drawn[height + 4 + 24 * row + 3, 0]) for row in range(rows)]
+
+
+def bar_lengths(drawn, rows):
+    strip = drawn[drawn.shape[0] - 24 * rows - 8 :]
+    return [int((strip[4 + 24 * row + 1] != 255).any(axis=1).sum()) for row in range(rows)]
+
+
+def test_classification_shows_image_and_bars_as_long_as_scores():
+    image = grey(80, 100)
+    drawn = draw_classification(image, np.array([0.25, 0.75, 0.0]), LABELS, scale=4)
+    assert drawn.shape == (4 * 80 + 3 * 24 + 8, 400, 3) and drawn.dtype == np.uint8
+    assert (drawn[:320] == 120).all() and (image == 120).all()
+    assert bar_lengths(drawn, 3) == [300, 100, 1]  # the highest score comes first
+
+
+def test_true_class_is_marked_and_always_there():
+    names = tuple(f"class {index}" for index in range(9))
+    labels = LabelMap(names, tuple(range(9)))
+    scores = np.linspace(0.5, 0.0, 9)
+    without, high, low = (draw_classification(grey(80, 80), scores, labels, truth) for truth in (None, 1, 8))
+    assert len(set(row_colours(without, 5))) == 1
+    bar = row_colours(without, 5)[0]
+    assert [colour == bar for colour in row_colours(high, 5)] == [True, False, True, True, True]
+    assert [colour == bar for colour in row_colours(low, 5)] == [True] * 4 + [False]
+    assert low.shape == without.shape
+
+
+def test_classification_needs_a_score_for_each_class():
+    with pytest.raises(DataError, match=r"one score for each of 3 classes, got \(2,\)"):
+        draw_classification(grey(9, 9), np.zeros(2), LABELS)

@@ -118,3 +118,21 @@ def test_other_data_set_with_the_same_classes(semantic_run, shapes_root, tmp_pat
     ]
     assert main(["evaluate", str(semantic_run.last_model), *words, "--device", "cpu"]) == 0
     assert "on 6 images" in capsys.readouterr().out
+
+
+def test_evaluate_and_predict_agree_on_classes(classification_run, class_folders, tmp_path, capsys):
+    out, scores = tmp_path / "results.json", tmp_path / "s.json"
+    words = ["--predictions", str(out), "--json", str(scores), "--device", "cpu"]
+    assert main(["evaluate", str(classification_run.last_model), *words]) == 0
+    shown = capsys.readouterr().out
+    assert f"{classification_run.last_model} on 9 images" in shown and "top-1" in shown and "green" in shown
+    of_run = json.loads((classification_run.folder / "scores.json").read_text())
+    assert {**json.loads(scores.read_text()), "step": 4} == {**of_run, "model": str(classification_run.last_model)}
+    words = ["predict", str(classification_run.last_model), str(class_folders / "val"), "--out", str(tmp_path / "p")]
+    assert main([*words, "--device", "cpu"]) == 0
+    evaluated = json.loads(out.read_text())["classifications"]
+    predicted = json.loads((tmp_path / "p" / "results.json").read_text())["classifications"]
+    assert [found["file_name"] for found in evaluated][:4] == ["blue/0.png", "blue/1.png", "blue/2.png", "green/0.png"]
+    for found in evaluated:
+        found["file_name"] = str(class_folders / "val" / found["file_name"])
+    assert predicted == evaluated

@@ -115,3 +115,16 @@ def test_results_hold_the_data_sets_ids_and_corner_with_size():
         "segmentation": masks[0],
     }
     assert prediction.boxes_xyxy.tolist() == [[1, 2, 4, 7]]
+
+
+def test_pictures_are_classified_with_every_class_by_falling_score(classification_run, class_folders, tmp_path, capsys):
+    assert predict(classification_run, class_folders / "val" / "red", "--out", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["classifications"]
+    paths = sorted((class_folders / "val" / "red").iterdir())
+    assert [result["file_name"] for result in found] == [str(path) for path in paths]
+    for result in found:
+        scores = result["scores"]
+        assert set(scores) == {"blue", "green", "red"} and sum(scores.values()) == pytest.approx(1)
+        assert list(scores.values()) == sorted(scores.values(), reverse=True)
+        assert (result["category"], result["score"]) == next(iter(scores.items()))
+    assert [path.stem for path in sorted((tmp_path / "out" / "pictures").iterdir())] == ["0", "1", "2"]

@@ -3,11 +3,17 @@ import pytest
 import torch
 from PIL import Image
 
+from swin_dense.classification import classifier
+from swin_dense.config import SwinConfig
+from swin_dense.conventions import IMAGENET_MEAN, IMAGENET_STD
+from swin_dense.datasets.classification_dataset import MemoryImage
 from swin_dense.datasets.drawing import draw_instances
-from swin_dense.datasets.transforms import instance_inference, semantic_inference
+from swin_dense.datasets.labels import LabelMap
+from swin_dense.datasets.transforms import centre_crop, instance_inference, semantic_inference
 from swin_dense.errors import CheckpointError, ConfigError, ImageError
 from swin_dense.heads.model_file import load_model, save_model
 from swin_dense.tools.predictors import (
+    ClassificationPredictor,
     InstancePrediction,
     InstancePredictor,
     SemanticPredictor,
@@ -15,6 +21,7 @@ from swin_dense.tools.predictors import (
     recipe_and_labels,
     resized,
 )
+from swin_dense.tools.recipe import InferenceSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,3 +137,32 @@ def test_resized_is_channels_first_and_in_bounds(resize):
     tensor = resized(image, resize)
     assert tensor.dtype == torch.uint8 and tensor.is_contiguous() and tensor.shape[0] == 3
     assert max(tensor.shape[1:]) == 40 and min(tensor.shape[1:]) <= 32
+
+
+def test_class_probabilities_are_the_models_for_the_cropped_normalised_image(classification_run):
+    predictor = load_predictor(classification_run.last_model)
+    assert isinstance(predictor, ClassificationPredictor)
+    image = picture((41, 67))
+    probabilities = predictor(image)
+    crop = torch.from_numpy(centre_crop(image, (16, 16))).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        wanted = predictor.model(((crop - mean) / std)[None])[0].softmax(dim=0)
+    assert probabilities.dtype == np.float32 and probabilities.sum() == pytest.approx(1)
+    assert np.abs(probabilities - wanted.numpy()).max() < 1e-6
+    assert predictor.picture(image, probabilities).shape[1] >= 67
+
+
+def test_pictures_in_memory_are_predicted_like_files(classification_run, tmp_path):
+    predictor = load_predictor(classification_run.last_model)
+    image = picture((41, 67))
+    Image.fromarray(image).save(tmp_path / "a.png")
+    sources = [tmp_path / "a.png", MemoryImage("a", image)]
+    first, second = dict(predictor.predict_files(sources, [None] * 2)).values()
+    assert np.array_equal(first, second) and np.array_equal(first, predictor(image))
+
+
+def test_classifier_of_other_channels_is_refused():
+    model = classifier(SwinConfig(embed_dim=8, depths=(1,), num_heads=(1,), out_features=("c2",)), 2, in_channels=4)
+    with pytest.raises(ConfigError, match="needed for 4 channels"):
+        ClassificationPredictor(model, LabelMap(("a", "b"), (0, 1)), InferenceSettings(), torch.device("cpu"))

@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 
+from swin_dense.tools.classification_task import LABEL_SMOOTHING
 from swin_dense.tools.recipe import RECIPE_FOLDER, Recipe, find_recipe, read_recipe, recipe_names
 from swin_dense.tools.tasks import task_of
 from swin_dense.tools.training_run import build_schedule, split_batch
@@ -16,12 +17,13 @@ PUBLISHED = {
     "upernet_swin_t_160k": (59.94, {"mIoU": 44.51}),
     "upernet_swin_s_160k": (81.26, {"mIoU": 47.64}),
     "upernet_swin_b_160k": (121.28, {"mIoU": 48.13}),
+    "classifier_swin_t_imagenet": (28.29, {"top-1": 81.2}),
 }
 
 
 def build(recipe):
     with torch.device("meta"):
-        return task_of(recipe).build_model(80 if recipe.task == "instance" else 150)
+        return task_of(recipe).build_model({"instance": 80, "semantic": 150, "classification": 1000}[recipe.task])
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -44,11 +46,11 @@ def test_recipe_builds_its_schedule_and_transforms(name):
     )
     assert build_schedule(optimizer, recipe.schedule, 7330, recipe.schedule.steps or 7330 * recipe.schedule.epochs)
     assert split_batch(recipe, 1) == (recipe.optimizer.batch_size, 1)
-    assert task.main_score in ("mask AP", "mIoU")
+    assert task.main_score in ("mask AP", "mIoU", "top-1")
 
 
 def test_every_published_recipe_is_known_here():
-    assert set(recipe_names()) == {*PUBLISHED, "shapes_instance", "shapes_semantic"}
+    assert set(recipe_names()) == {*PUBLISHED, "shapes_instance", "shapes_semantic", "classifier_cifar10"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -63,10 +65,12 @@ def test_published_recipe_quotes_the_published_scores(name):
     head, data, schedule = name.split("_")[0], "COCO val2017", name.rsplit("_", 1)[1]
     if head == "upernet":
         data = "ADE20K val"
+    if head == "classifier":
+        data, schedule = "ImageNet-1K val", "300 epochs"
     comment = " ".join(
         line.removeprefix("#").strip() for line in find_recipe(name).read_text().splitlines() if line.startswith("#")
     )
-    quoted = {score: float(value) for score, value in re.findall(r"(box AP|mask AP|mIoU) (\d+\.\d+)", comment)}
+    quoted = {score: float(value) for score, value in re.findall(r"(box AP|mask AP|mIoU|top-1) (\d+\.\d+)", comment)}
     assert quoted == PUBLISHED[name][1]
     assert data in comment and schedule in comment
     variant = re.search(r"Swin-([TSB])", comment)
@@ -103,6 +107,24 @@ def test_published_segmentation_settings(name):
     assert recipe.inference.scale == recipe.augmentation.scale == (2048, 512)
     assert recipe.model.backbone == {"drop_path_rate": 0.3}
     assert recipe.dataset.classes == "ade20k"
+
+
+def test_published_classification_settings():
+    recipe = read_recipe("classifier_swin_t_imagenet")
+    schedule, optimizer, augmentation = recipe.schedule, recipe.optimizer, recipe.augmentation
+    assert (schedule.epochs, schedule.decay, schedule.minimum_factor, schedule.warmup_start) == (
+        300,
+        "cosine",
+        0.01,
+        0.001,
+    )
+    assert schedule.warmup_steps == 20 * -(-1_281_167 // 1024)
+    assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.batch_size) == (1e-3, 0.05, 1024)
+    assert optimizer.max_gradient_norm == 5.0
+    assert (augmentation.mixup_alpha, augmentation.cutmix_alpha) == (0.8, 1.0)
+    assert augmentation.area_range == (0.08, 1.0) and augmentation.aspect_range == pytest.approx((3 / 4, 4 / 3))
+    assert augmentation.crop_size_hw == recipe.inference.crop_size_hw == (224, 224)
+    assert recipe.model.backbone == {"drop_path_rate": 0.2} and LABEL_SMOOTHING == 0.1
 
 
 def test_every_file_of_the_folder_is_a_recipe():

@@ -5,6 +5,7 @@ import torch
 
 from swin_dense.errors import ConfigError
 from swin_dense.heads import mask_rcnn, upernet
+from swin_dense.tools.classification_task import ClassificationTask
 from swin_dense.tools.instance_task import InstanceTask
 from swin_dense.tools.recipe import read_recipe
 from swin_dense.tools.semantic_task import SemanticTask
@@ -20,6 +21,7 @@ def task(name, *overrides):
 def test_task_follows_the_recipe():
     assert type(task("instance")) is InstanceTask and type(task("semantic")) is SemanticTask
     assert type(task("instance", "task=semantic")) is SemanticTask
+    assert type(task("instance", "task=classification")) is ClassificationTask
 
 
 def test_backbone_config_is_the_variant_with_changes():

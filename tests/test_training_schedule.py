@@ -1,13 +1,25 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
 from swin_dense.errors import ConfigError
-from swin_dense.training.schedule import poly_factor, poly_schedule, step_factor, step_schedule, warmup_factor
+from swin_dense.training.schedule import (
+    cosine_factor,
+    cosine_schedule,
+    poly_factor,
+    poly_schedule,
+    step_factor,
+    step_schedule,
+    warmup_factor,
+)
 
 COCO = {"warmup_steps": 500, "warmup_start": 0.001, "milestones": (27 * 7330, 33 * 7330), "gamma": 0.1}
+IMAGENET = {"total_steps": 300 * 1252, "warmup_steps": 20 * 1252, "warmup_start": 0.001, "minimum": 0.01}
 ADE20K = {"total_steps": 160_000, "warmup_steps": 1500, "warmup_start": 1e-6}
 
 
@@ -55,11 +67,32 @@ def test_poly_factor_power_and_minimum():
     assert poly_factor(100, total_steps=100, warmup_steps=0, warmup_start=1.0, minimum=0.2) == pytest.approx(0.2)
 
 
+def test_cosine_factor_is_the_published_imagenet_schedule():
+    optimizer = sgd(1e-3)
+    published = CosineLRScheduler(
+        optimizer,
+        t_initial=280 * 1252,
+        lr_min=1e-5,
+        warmup_lr_init=1e-6,
+        warmup_t=20 * 1252,
+        cycle_limit=1,
+        t_in_epochs=False,
+        warmup_prefix=True,
+    )
+    for step in (0, 1, 12_520, 25_039, 25_040, 25_041, 100_003, 200_000, 375_599):
+        published.step_update(step)
+        assert 1e-3 * cosine_factor(step, **IMAGENET) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+    assert cosine_factor(375_600, **IMAGENET) == cosine_factor(10**6, **IMAGENET) == pytest.approx(0.01)
+    without_warmup = {"total_steps": 90, "warmup_steps": 0, "warmup_start": 1.0}
+    assert cosine_factor(30, **without_warmup) == pytest.approx((1 + math.cos(math.pi / 3)) / 2)
+
+
 @given(st.integers(0, 2000), st.integers(0, 1000), st.floats(1e-6, 1.0))
 def test_factors_are_bounded_and_warmup_never_falls(step, warmup_steps, start):
     warmup = {"warmup_steps": warmup_steps, "warmup_start": start}
     assert start - 1e-12 <= warmup_factor(step, **warmup) <= warmup_factor(step + 1, **warmup) <= 1.0
     assert 0.0 <= poly_factor(step, total_steps=1500, **warmup) <= 1.0
+    assert 0.0 <= cosine_factor(step, total_steps=1500, **warmup) <= 1.0
     assert 0.0 < step_factor(step, milestones=(700, 900), gamma=0.1, **warmup) <= 1.0
 
 
@@ -68,6 +101,7 @@ def test_factors_are_bounded_and_warmup_never_falls(step, warmup_steps, start):
     [
         (step_schedule, step_factor, {"warmup_steps": 3, "warmup_start": 0.1, "milestones": (5, 7), "gamma": 0.5}),
         (poly_schedule, poly_factor, {"warmup_steps": 3, "warmup_start": 0.1, "total_steps": 11}),
+        (cosine_schedule, cosine_factor, {"warmup_steps": 3, "warmup_start": 0.1, "total_steps": 11, "minimum": 0.2}),
     ],
 )
 def test_schedules_give_the_rate_of_each_update_and_resume(build, factor, settings):
@@ -109,3 +143,17 @@ def test_poly_schedule_refuses_bad_values(change, text):
     settings = {"warmup_steps": 3, "warmup_start": 0.1, "total_steps": 5, **change}
     with pytest.raises(ConfigError, match=text):
         poly_schedule(sgd(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"total_steps": 3}, "warmup_steps must be below total_steps=3, got 3"),
+        ({"minimum": -0.1}, r"minimum .* must lie in \[0, 1\], got -0\.1"),
+        ({"warmup_start": 0.0}, "warmup_start"),
+    ],
+)
+def test_cosine_schedule_refuses_bad_values(change, text):
+    settings = {"warmup_steps": 3, "warmup_start": 0.1, "total_steps": 5, **change}
+    with pytest.raises(ConfigError, match=text):
+        cosine_schedule(sgd(), **settings)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-HELP = "Score a trained model: COCO box and mask AP, or mean IoU."
+HELP = "Score a trained model: COCO box and mask AP, mean IoU, or top-1 accuracy."
 EXAMPLE = """  swin-dense evaluate runs/coco/best.safetensors
   swin-dense evaluate runs/ade/best.safetensors data=/data/ade --json scores.json --predictions labels/"""
 
@@ -18,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores")
     parser.add_argument(
-        "--predictions", type=Path, metavar="OUT", help="write the predictions: a COCO results file, or a folder"
+        "--predictions",
+        type=Path,
+        metavar="OUT",
+        help="write the predictions: a results file, or label pictures' folder",
     )
 
 

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write drawings, and results.json with all objects or label pictures with the data set's values."""
+    """Write drawings, and results.json with all objects or class scores, or label pictures with the set's values."""
     from swin_dense.tools.image_files import find_images, named_apart
 
     paths = find_images(arguments.images)
@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     from PIL import Image
 
     from swin_dense.datasets.images import read_image
-    from swin_dense.tools.predictors import InstancePredictor, load_predictor
+    from swin_dense.tools.classification_task import as_result
+    from swin_dense.tools.predictors import ClassificationPredictor, InstancePredictor, load_predictor
     from swin_dense.tools.progress_bar import tracked
     from swin_dense.tools.semantic_task import write_label
     from swin_dense.tools.tables import write_json
@@ -50,13 +51,16 @@ def run(arguments: argparse.Namespace) -> int:
         drawn.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(predictor, InstancePredictor):
             found += as_results(path, prediction, predictor.label_map)
+        elif isinstance(predictor, ClassificationPredictor):
+            found.append(as_result(str(path), prediction, predictor.label_map))
         else:
             labels = arguments.out / "labels" / f"{name}.png"
             labels.parent.mkdir(parents=True, exist_ok=True)
             write_label(labels, np.asarray(prediction), predictor.label_map)
         Image.fromarray(predictor.picture(image, prediction)).save(drawn)
-    if isinstance(predictor, InstancePredictor):
-        write_json(arguments.out / "results.json", {"detections": found})
+    for kind, predictor_class in (("detections", InstancePredictor), ("classifications", ClassificationPredictor)):
+        if isinstance(predictor, predictor_class):
+            write_json(arguments.out / "results.json", {kind: found})
     print(f"{len(paths)} pictures predicted; look at {arguments.out / 'pictures'}")
     return 0
 

@@ -1,6 +1,6 @@
 """From a trained model to predictions in the frame of the original image; `evaluate` and `predict` share this path.
 
-    image (H, W, 3) uint8 -> resize -> model -> boxes, masks or labels at (H, W)
+    image (H, W, 3) uint8 -> resize -> model -> boxes, masks or labels at (H, W), or the probability of each class
 
 Images go through one at a time, so that a prediction never depends on its neighbours in a batch.
 """
@@ -19,19 +19,30 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from swin_dense.datasets.drawing import draw_instances, draw_semantic
-from swin_dense.datasets.images import read_image
+from swin_dense.classification import Classifier
+from swin_dense.datasets.classification_dataset import ImageSource, read_source
+from swin_dense.datasets.drawing import draw_classification, draw_instances, draw_semantic
 from swin_dense.datasets.instances import Instances
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.transforms import InstanceTransform, SemanticTransform, instance_inference, semantic_inference
+from swin_dense.datasets.transforms import (
+    ClassificationTransform,
+    InstanceTransform,
+    SemanticTransform,
+    classification_inference,
+    instance_inference,
+    semantic_inference,
+)
 from swin_dense.errors import CheckpointError
+from swin_dense.heads.backbones import Normalize
 from swin_dense.heads.mask_pasting import masks_to_rle
 from swin_dense.heads.mask_rcnn import MaskRCNN
 from swin_dense.heads.model_file import load_model
+from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.upernet import UPerNet
 from swin_dense.tools.recipe import InferenceSettings, Recipe, recipe_from
 
 SizeHW = tuple[int, int]
+Resizing = InstanceTransform | SemanticTransform | ClassificationTransform
 Prediction = TypeVar("Prediction")
 
 
@@ -73,9 +84,7 @@ class Predictor(ABC, Generic[Prediction]):
         device: Where the model is.
     """
 
-    def __init__(
-        self, label_map: LabelMap, resize: InstanceTransform | SemanticTransform, device: torch.device
-    ) -> None:
+    def __init__(self, label_map: LabelMap, resize: Resizing, device: torch.device) -> None:
         self.label_map = label_map
         self.resize = resize
         self.device = device
@@ -92,12 +101,12 @@ class Predictor(ABC, Generic[Prediction]):
     def picture(self, image: np.ndarray, prediction: Prediction) -> np.ndarray:
         """The prediction drawn over its image, (h, w, 3) uint8."""
 
-    def images(self, paths: Sequence[Path], sizes_hw: Sequence[SizeHW | None], workers: int) -> DataLoader[Any]:
+    def images(self, paths: Sequence[ImageSource], sizes_hw: Sequence[SizeHW | None], workers: int) -> DataLoader[Any]:
         """Reads and resizes pictures in worker processes: (index, resized image, original size) one by one."""
         return DataLoader(_ResizedImages(paths, sizes_hw, self.resize), batch_size=None, num_workers=workers)
 
     def predict_files(
-        self, paths: Sequence[Path], sizes_hw: Sequence[SizeHW | None], workers: int = 0
+        self, paths: Sequence[ImageSource], sizes_hw: Sequence[SizeHW | None], workers: int = 0
     ) -> Iterator[tuple[int, Prediction]]:
         """Predict pictures by path, in order.
 
@@ -179,10 +188,43 @@ class SemanticPredictor(Predictor[np.ndarray]):
         return draw_semantic(image, prediction, self.label_map)
 
 
-def resized(image: np.ndarray, resize: InstanceTransform | SemanticTransform) -> Tensor:
+class ClassificationPredictor(Predictor[np.ndarray]):
+    """A classifier on original images; a prediction is (K,) float32 probabilities.
+
+    Args:
+        model: In evaluation mode, on `device`.
+        label_map: Its classes.
+        settings: How images are cropped.
+        device: Where the model is.
+
+    Raises:
+        ConfigError: The model does not read RGB.
+    """
+
+    def __init__(
+        self, model: Classifier, label_map: LabelMap, settings: InferenceSettings, device: torch.device
+    ) -> None:
+        super().__init__(label_map, classification_inference(settings.crop_size_hw), device)
+        self.model = model
+        self.normalize = Normalize(model.backbone.config.in_channels).to(device)
+
+    @torch.inference_mode()
+    def predict(self, image: Tensor, original_size_hw: SizeHW) -> np.ndarray:
+        """As in `Predictor`."""
+        logits = self.model(self.normalize(self._to_device(image)[None]))
+        return at_least_float32(logits)[0].softmax(dim=0).cpu().numpy()
+
+    def picture(self, image: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+        """The image with the most probable classes."""
+        return draw_classification(image, prediction, self.label_map)
+
+
+def resized(image: np.ndarray, resize: Resizing) -> Tensor:
     """(H, W, 3) uint8 to (3, h, w) uint8 at the model's size."""
     size_hw = (image.shape[0], image.shape[1])
-    if isinstance(resize, InstanceTransform):
+    if isinstance(resize, ClassificationTransform):
+        image = resize(image, seed=0)
+    elif isinstance(resize, InstanceTransform):
         image, _ = resize(image, Instances.empty(size_hw), seed=0)
     else:
         image, _ = resize(image, np.zeros(size_hw, np.uint8), seed=0)
@@ -191,7 +233,7 @@ def resized(image: np.ndarray, resize: InstanceTransform | SemanticTransform) ->
 
 def load_predictor(
     path: str | Path, device: torch.device | str = "cpu", overrides: Sequence[str] = ()
-) -> InstancePredictor | SemanticPredictor:
+) -> InstancePredictor | SemanticPredictor | ClassificationPredictor:
     """A predictor from a trained model's file; the path is all it needs.
 
     Args:
@@ -207,9 +249,11 @@ def load_predictor(
     recipe, label_map = recipe_and_labels(path, about, overrides)
     device = torch.device(device)
     model = model.to(device)
-    if isinstance(model, MaskRCNN):
-        return InstancePredictor(model, label_map, recipe.inference, device)
-    return SemanticPredictor(model, label_map, recipe.inference, device)
+    if isinstance(model, Classifier):
+        return ClassificationPredictor(model, label_map, recipe.inference, device)
+    if isinstance(model, UPerNet):
+        return SemanticPredictor(model, label_map, recipe.inference, device)
+    return InstancePredictor(model, label_map, recipe.inference, device)
 
 
 def recipe_and_labels(
@@ -235,9 +279,9 @@ def recipe_and_labels(
 class _ResizedImages(Dataset[tuple[int, Tensor, SizeHW]]):
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[ImageSource],
         sizes_hw: Sequence[SizeHW | None],
-        resize: InstanceTransform | SemanticTransform,
+        resize: Resizing,
     ) -> None:
         self._paths = paths
         self._sizes_hw = sizes_hw
@@ -247,5 +291,5 @@ class _ResizedImages(Dataset[tuple[int, Tensor, SizeHW]]):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, SizeHW]:
-        image = read_image(self._paths[index], self._sizes_hw[index])
+        image = read_source(self._paths[index], self._sizes_hw[index])
         return index, resized(image, self._resize), (image.shape[0], image.shape[1])

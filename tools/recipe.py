@@ -24,7 +24,9 @@ class DatasetSettings:
     """Where files lie, if not where `data` suggests, and what the classes are.
 
     Attributes:
-        train_images: Folder of training images; null finds it under `data`.
+        format: Classification only: "class_folders" is a folder of pictures for each class, "cifar10" is CIFAR-10 as it
+            is distributed.
+        train_images: Folder of training images, for classification of class folders; null finds it under `data`.
         train_annotations: Instance: COCO JSON; semantic: folder of label pictures.
         val_images: As `train_images`.
         val_annotations: As `train_annotations`.
@@ -34,6 +36,7 @@ class DatasetSettings:
         ignored_values: Semantic only: values that mean "no label" (255 always does, unless it is a class).
     """
 
+    format: Literal["class_folders", "cifar10"] = "class_folders"
     train_images: str | None = None
     train_annotations: str | None = None
     val_images: str | None = None
@@ -49,12 +52,15 @@ class ModelSettings:
 
     Attributes:
         variant: A published Swin variant.
+        detector: Instance: which detector; the other tasks have one model each.
         backbone: Fields of `SwinConfig` that differ from the variant.
-        head: Arguments of `mask_rcnn` or `upernet` that differ from their defaults.
-        weights: A file to start the backbone or the whole model from; null starts from random weights.
+        head: Arguments of the detector or of `upernet` that differ from their defaults; a classifier has none.
+        weights: A file to start the backbone or the whole model from, or a name of published weights such as
+            imagenet1k; null starts from random weights.
     """
 
     variant: str = "swin_t"
+    detector: Literal["mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
     backbone: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
@@ -71,9 +77,15 @@ class AugmentationSettings:
         crop_branch: Instance: crop before resizing half of the images.
         scale: Semantic: (long, short) edge bounds.
         ratio_range: Semantic: both bounds are multiplied by a number from this range.
-        crop_size_hw: Semantic: the size trained on.
+        crop_size_hw: Semantic, classification: the size trained on.
         max_category_ratio: Semantic: a crop is drawn again while one class covers this share.
-        photometric: Semantic: also distort the colours.
+        photometric: Semantic, classification: also distort the colours.
+        area_range: Classification: a share of the image's area from this range is cut out and resized.
+        aspect_range: Classification: width over height of what is cut out.
+        padding: Classification: for images of `crop_size_hw`; instead of cutting out a share, the image is moved by up
+            to so many pixels; null cuts.
+        mixup_alpha: Classification: blend pairs of images, by shares from the beta distribution; 0 never does.
+        cutmix_alpha: Classification: cut a box of one image into another, likewise.
     """
 
     flip_probability: float = 0.5
@@ -85,6 +97,11 @@ class AugmentationSettings:
     crop_size_hw: tuple[int, int] = (512, 512)
     max_category_ratio: float = 0.75
     photometric: bool = True
+    area_range: tuple[float, float] = (0.08, 1.0)
+    aspect_range: tuple[float, float] = (0.75, 4 / 3)
+    padding: int | None = None
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +113,14 @@ class InferenceSettings:
         max_long_edge: Instance: cap of the long edge.
         drawn_score: Instance: pictures show the objects from this score on; results hold all of them.
         scale: Semantic: (long, short) edge bounds.
+        crop_size_hw: Classification: cut out of the middle after resizing to 256/224 of it; images of this size stay.
     """
 
     short_edge: int = 800
     max_long_edge: int = 1333
     drawn_score: float = 0.5
     scale: tuple[int, int] = (2048, 512)
+    crop_size_hw: tuple[int, int] = (224, 224)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,17 +151,17 @@ class ScheduleSettings:
     Attributes:
         epochs: Passes over the data; give this or `steps`.
         steps: Updates; give this or `epochs`.
-        decay: "step" multiplies by 0.1 at each milestone, "poly" falls to `minimum_factor`.
+        decay: "step" multiplies by 0.1 at each milestone, "poly" and "cosine" fall to `minimum_factor`.
         milestones: Of "step", in the unit that the length is given in.
         power: Of "poly"; 1 is a straight line.
-        minimum_factor: Of "poly": the last learning rate over the first.
+        minimum_factor: Of "poly" and "cosine": the last learning rate over the first.
         warmup_steps: Steps of linear warm-up.
         warmup_start: The learning rate of the first step over the full one.
     """
 
     epochs: int | None = None
     steps: int | None = None
-    decay: Literal["step", "poly"] = "step"
+    decay: Literal["step", "poly", "cosine"] = "step"
     milestones: tuple[int, ...] = ()
     power: float = 1.0
     minimum_factor: float = 0.0
@@ -176,11 +195,12 @@ class Recipe:
     """Every number of a training run.
 
     Attributes:
-        task: "instance" trains Mask R-CNN on COCO-format data, "semantic" trains UPerNet on label pictures.
+        task: "instance" trains a detector on COCO-format data, "semantic" trains UPerNet on label pictures,
+            "classification" trains a classifier on pictures of one class each.
         data: The data set's folder; relative paths of `dataset` start from it.
     """
 
-    task: Literal["instance", "semantic"]
+    task: Literal["instance", "semantic", "classification"]
     data: str | None = None
     dataset: DatasetSettings = field(default_factory=DatasetSettings)
     model: ModelSettings = field(default_factory=ModelSettings)

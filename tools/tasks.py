@@ -1,4 +1,4 @@
-"""The two things that can be trained, each with its data, model, batches, losses, scores and pictures."""
+"""The things that can be trained, each with its data, model, batches, losses, scores and pictures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_dense.config import SwinConfig, variant_config
+from swin_dense.datasets.classification_dataset import ImageSource
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import ConfigError
 from swin_dense.tools.predictors import Predictor
@@ -59,9 +60,8 @@ class Task(ABC, Generic[Sample, Batch, Prediction]):
     def collate(samples: Sequence[Sample]) -> Batch:
         """Samples to a batch."""
 
-    @staticmethod
     @abstractmethod
-    def losses(model: nn.Module, batch: Batch, device: torch.device) -> Mapping[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> Mapping[str, Tensor]:
         """The named losses of a batch, to be summed."""
 
     @abstractmethod
@@ -125,7 +125,7 @@ class LabelledImages(Protocol[Sample_co]):
 class ValidationData(ABC, Generic[Prediction]):
     """Annotated images to score predictions with, and to draw."""
 
-    paths: Sequence[Path]
+    paths: Sequence[ImageSource]
     sizes_hw: Sequence[tuple[int, int] | None]
 
     @abstractmethod
@@ -159,6 +159,10 @@ def task_of(recipe: Recipe) -> Task[Any, Any, Any]:
         from swin_dense.tools.instance_task import InstanceTask
 
         return InstanceTask(recipe)
+    if recipe.task == "classification":
+        from swin_dense.tools.classification_task import ClassificationTask
+
+        return ClassificationTask(recipe)
     from swin_dense.tools.semantic_task import SemanticTask
 
     return SemanticTask(recipe)

@@ -1,4 +1,4 @@
-"""Train a detector or a segmenter from a recipe."""
+"""Train a detector, a segmenter or a classifier from a recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from swin_dense.tools.recipe import Recipe
     from swin_dense.tools.run_folder import RunFolder
 
-HELP = "Train Mask R-CNN on COCO-format data, or UPerNet on images with label pictures."
+HELP = "Train a detector, a segmenter or a classifier from a recipe."
 EXAMPLE = """  swin-dense train mask_rcnn_swin_t_3x data=/data/coco --out runs/coco
   torchrun --nproc-per-node 8 tools/train.py upernet_swin_t_160k data=/data/ADEChallengeData2016 --out runs/ade"""
 
