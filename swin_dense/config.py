@@ -116,6 +116,17 @@ class SwinConfig:
             raise ConfigError(f"SwinConfig.{field} must be {wanted}, got {getattr(self, field)!r}.")
 
     @property
+    def variant(self) -> str | None:
+        """The published variant of these sizes, such as "swin_t"; None where there is none."""
+        sizes = ("version", "embed_dim", "depths", "num_heads", "patch_size", "mlp_ratio", "pretrained_window_sizes")
+
+        def described(config: SwinConfig) -> list[Any]:
+            windows = [config.stage_window_size(stage) for stage in range(len(config.depths))]
+            return [*(getattr(config, name) for name in sizes), windows]
+
+        return next((name for name, config in VARIANTS.items() if described(config) == described(self)), None)
+
+    @property
     def num_built_stages(self) -> int:
         """How many stages exist: none after the last output."""
         return max(STAGE_NAMES.index(name) for name in self.out_features) + 1

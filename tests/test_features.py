@@ -83,8 +83,8 @@ def test_short_edge_resizes(tiny_run, pictures, tmp_path, capsys):
     ("model", "words", "code", "shown"),
     [
         ("swin_tt", [], 2, "there is no Swin variant 'swin_tt'; did you mean 'swin_t'?"),
-        ("nowhere.safetensors", [], 4, "nowhere.safetensors: there is no such model file"),
-        ("swin_t", ["--weights", "nowhere.pth"], 4, "nowhere.pth: there is no such weights file"),
+        ("nowhere.safetensors", [], 4, "nowhere.safetensors: there is no such weights file"),
+        ("swin_t", ["--weights", "nowhere.pth"], 4, "there is no file nowhere.pth, and there are no published weights of that name"),
         ("swin_t", ["--short-edge", "-3"], 2, "short_edge must be whole numbers of pixels"),
     ],
 )
@@ -97,3 +97,18 @@ def test_mistakes_are_explained(model, words, code, shown, tiny_variant, picture
 def test_trained_model_takes_no_other_weights(tiny_run, pictures, tmp_path, capsys):
     assert features(tiny_run.last_model, pictures, tmp_path / "out", "--weights", "other.pth") == 2
     assert "has weights of its own: leave out --weights other.pth" in capsys.readouterr().err
+
+
+def test_a_file_of_another_family_gives_what_its_family_computes(pictures, tmp_path):
+    from timm.models.swin_transformer import SwinTransformer as TimmSwin
+
+    torch.manual_seed(0)
+    parent = TimmSwin(img_size=(64, 100), embed_dim=8, depths=(1, 2), num_heads=(1, 2), window_size=4).eval()
+    torch.save(parent.state_dict(), tmp_path / "timm.pth")
+    assert features(tmp_path / "timm.pth", pictures, tmp_path / "out") == 0
+    pixels = torch.from_numpy(np.array(Image.open(pictures / "0.png"))).permute(2, 0, 1).float() / 255
+    pixels = torch.nn.functional.pad(Normalize(3)(pixels), (0, 3, 0, 3))[None]  # timm wants whole patches
+    with torch.inference_mode(), np.load(tmp_path / "out" / "0.npz") as saved:
+        maps = parent.forward_intermediates(pixels)[1]
+        assert np.abs(maps[0][0].numpy() - saved["c2"]).max() < 5e-5
+        assert np.abs(maps[1][0].numpy() - saved["c3"]).max() < 5e-5

@@ -17,12 +17,12 @@ def test_python_blocks_run(block):
 
 
 def test_readme_has_a_block_for_each_use():
-    assert len(PYTHON_BLOCKS) == 3
+    assert len(PYTHON_BLOCKS) == 5
 
 
 def test_commands_and_recipes_named_exist():
     assert set(re.findall(r"swin-dense (\w+)", README)) == set(COMMANDS)
-    named = set(re.findall(r"\b((?:mask_rcnn|upernet)_swin_\w+)", README))
+    named = set(re.findall(r"\b((?:mask_rcnn|upernet)_swin_\w+)(?![\w.])", README))
     assert named and named <= set(recipe_names())
 
 

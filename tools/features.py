@@ -13,15 +13,20 @@ if TYPE_CHECKING:
 
 HELP = "Save the backbone's feature maps c2 to c5 of pictures, one .npz file each."
 EXAMPLE = """  swin-dense features swin_t photos/ --weights swin_tiny.pth --out features
+  swin-dense features swin_t photos/ --weights imagenet1k --out features
   swin-dense features runs/coco/best.safetensors photos/ --out features --short-edge 800"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("model", metavar="MODEL", help="a variant such as swin_t, or a file that train wrote")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a variant such as swin_t, a file that train wrote, or one of any family"
+    )
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="pictures, or folders of pictures")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the .npz files")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of a variant; default: random")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="weights of a variant: a file, or a name such as imagenet1k; default: random"
+    )
     parser.add_argument("--short-edge", type=int, metavar="PX", help="resize to this short edge; default: as they are")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
 
@@ -57,23 +62,33 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _parts(model: str, weights: Path | None) -> tuple[SwinTransformer, Normalize]:
+def _parts(model: str, weights: str | None) -> tuple[SwinTransformer, Normalize]:
+    from swin_dense.classification import Classifier
     from swin_dense.config import VARIANTS, variant_config
     from swin_dense.errors import ConfigError
     from swin_dense.heads.backbones import Normalize
     from swin_dense.heads.model_file import load_model
-    from swin_dense.swin import create_backbone
+    from swin_dense.swin import SwinTransformer, create_backbone
+    from swin_dense.weights import load_weights, read_config
+    from swin_dense.weights.files import read_weights_file
 
     if model in VARIANTS:
         if weights is None:
             print("features of random weights: name a file with --weights", file=sys.stderr)
-        backbone = create_backbone(model, weights=None if weights is None else str(weights))
+        backbone = create_backbone(model, weights=weights)
         return backbone, Normalize(backbone.config.in_channels)
     if not Path(model).suffix:
         variant_config(model)  # raises, naming the nearest variant
     if weights is not None:
         raise ConfigError(f"{model} has weights of its own: leave out --weights {weights}, or name a variant.")
+    file = read_weights_file(model)
+    if file.about is None:
+        backbone = SwinTransformer(read_config(model))
+        print(load_weights(backbone, model), file=sys.stderr)
+        return backbone, Normalize(backbone.config.in_channels)
     trained, _ = load_model(model)
+    if isinstance(trained, Classifier):
+        return trained.backbone, Normalize(trained.backbone.config.in_channels)
     return trained.backbone, trained.normalize
 
 

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+Cell = float | int | str | None
 
-def print_table(title: str, rows: Mapping[str, float | Mapping[str, float | None] | None]) -> None:
-    """Print names with their values, or with several named values each; None is printed as n/a.
+
+def print_table(title: str, rows: Mapping[str, Cell | Mapping[str, Cell]]) -> None:
+    """Print names with their values, or with several named values each.
+
+    Fractions are printed with three digits, counts in groups of three, None as n/a.
 
     Args:
         title: Above the table.
@@ -26,10 +30,18 @@ def print_table(title: str, rows: Mapping[str, float | Mapping[str, float | None
         table.add_column(column.replace("_", " "), justify="right")
     for name, value in rows.items():
         values = value.values() if isinstance(value, Mapping) else [value]
-        table.add_row(name, *("n/a" if number is None else f"{number:.3f}" for number in values))
+        table.add_row(name, *(_text(value) for value in values))
     console = Console(markup=False, emoji=False, highlight=False)  # names and paths may hold brackets and colons
     console.print(title, soft_wrap=True)
     console.print(table)
+
+
+def _text(value: Cell) -> str:
+    if value is None:
+        return "n/a"
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def per_class_table(scores: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:

@@ -21,13 +21,13 @@ from swin_dense.tools.recipe import Recipe, ScheduleSettings
 from swin_dense.tools.run_folder import RunFolder
 from swin_dense.tools.tasks import task_of
 from swin_dense.training.checkpoint import capture_state, load_state, restore_state, save_state
-from swin_dense.training.distributed import Process, unwrap, wrap
+from swin_dense.training.distributed import Process, barrier, unwrap, wrap
 from swin_dense.training.loop import LoopSettings, StepLog, train
 from swin_dense.training.metrics_file import MetricsFile
 from swin_dense.training.optimizer import build_optimizer, change_settings
 from swin_dense.training.progress import Progress
-from swin_dense.training.schedule import poly_schedule, step_schedule
-from swin_dense.weights import load_weights
+from swin_dense.training.schedule import cosine_schedule, poly_schedule, step_schedule
+from swin_dense.weights import WeightsReport, load_weights
 
 
 class TrainingRun:
@@ -58,7 +58,7 @@ class TrainingRun:
 
         torch.manual_seed(recipe.run.seed)
         model = self.task.build_model(len(self.label_map))
-        self.weights = None if recipe.model.weights is None else load_weights(model, recipe.model.weights)
+        self.weights = self._load_weights(model)
         several_gpus = process.world_size > 1 and process.device.type == "cuda"
         self.model = wrap(model, process, synchronise_batch_norm=several_gpus)
         torch.manual_seed(recipe.run.seed + 1 + process.rank)  # processes drop and sample differently
@@ -108,6 +108,17 @@ class TrainingRun:
                 on_checkpoint=self._checkpoint,
                 on_evaluate=self._evaluate,
             )
+
+    def _load_weights(self, model: nn.Module) -> WeightsReport | None:
+        weights = self.recipe.model.weights
+        if weights is None:
+            return None
+        if not self.process.is_main:
+            barrier()  # published weights are downloaded by one process, and read by all
+        report = load_weights(model, weights, class_names=self.label_map.names)
+        if self.process.is_main:
+            barrier()
+        return report
 
     def _count_steps(self) -> tuple[int, int]:
         schedule = self.recipe.schedule
@@ -286,6 +297,14 @@ def build_schedule(optimizer: AdamW, settings: ScheduleSettings, steps_per_epoch
             warmup_steps=settings.warmup_steps,
             warmup_start=settings.warmup_start,
             power=settings.power,
+            minimum=settings.minimum_factor,
+        )
+    if settings.decay == "cosine":
+        return cosine_schedule(
+            optimizer,
+            total_steps=total_steps,
+            warmup_steps=settings.warmup_steps,
+            warmup_start=settings.warmup_start,
             minimum=settings.minimum_factor,
         )
     unit = steps_per_epoch if settings.epochs is not None else 1

@@ -1,0 +1,118 @@
+"""Say what is in a weights file of any family, and write it in another family's format."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swin_dense.weights.files import WeightsFile
+    from swin_dense.weights.recognition import Recognised
+    from swin_dense.weights.report import WeightsReport
+
+HELP = "Say what a weights file of any family holds and what of it loads; convert it into another family's format."
+EXAMPLE = """  swin-dense weights swin_tiny_patch4_window7_224.pth
+  swin-dense weights mask_rcnn_swin_t.pth --to torchvision --out mask_rcnn_swin_t.safetensors
+  swin-dense weights swinv2_tiny.safetensors --window-size 8 --json receipt.json"""
+
+_FORMATS = ("official", "mmdet", "mmseg", "torchvision", "timm", "huggingface", "detectron2")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("file", metavar="FILE", help="a .pth, .pt, .bin or .safetensors file, or a sharded one's index")
+    parser.add_argument("--to", choices=_FORMATS, metavar="FORMAT", help=f"write it as {', '.join(_FORMATS)} do")
+    parser.add_argument(
+        "--out", type=Path, metavar="OUT", help="where to, with --to: a .safetensors, .pth, .pt or .bin file"
+    )
+    parser.add_argument(
+        "--window-size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="the window of a Swin V2, or one per stage, where the file does not tell it",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the receipt for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the receipt; with --to, write the file."""
+    from dataclasses import replace
+
+    from swin_dense.errors import ConfigError
+    from swin_dense.tools.tables import write_json
+    from swin_dense.weights.files import read_weights_file
+    from swin_dense.weights.loading import recognise_file, require_backbone
+
+    if (arguments.to is None) != (arguments.out is None):
+        raise ConfigError("--to FORMAT and --out FILE belong together.")
+    if arguments.out is not None and arguments.out.resolve() == Path(arguments.file).resolve():
+        raise ConfigError(f"--out {arguments.out} is the file that is read; name another one.")
+    file = read_weights_file(arguments.file)
+    found = recognise_file(file)
+    require_backbone(found)
+    if arguments.window_size is not None:
+        found = replace(found, fields={**found.fields, "window_size": _one_or_each(arguments.window_size)})
+    report = _load(found, file)
+    _print_receipt(found, report)
+    write_json(arguments.json, _as_json(found, report))
+    if arguments.to is not None:
+        _write(found, file, arguments.to, arguments.out)
+    return 0
+
+
+def _one_or_each(numbers: Sequence[int]) -> int | list[int]:
+    return numbers[0] if len(numbers) == 1 else list(numbers)
+
+
+def _load(found: Recognised, file: WeightsFile) -> WeightsReport:
+    """Load the file into the model that it describes."""
+    from swin_dense.heads.foreign_files import build_recognised
+    from swin_dense.weights.loading import load_weights
+
+    any_window = {} if "window_size" in found.fields else {"window_size": 8}  # changes no parameter of a Swin V2
+    return load_weights(build_recognised(found, **any_window), Path(file.source))
+
+
+def _print_receipt(found: Recognised, report: WeightsReport) -> None:
+    from swin_dense.tools.tables import print_table
+    from swin_dense.weights.report import percent
+
+    print(report)
+    fields = {name: value for name, value in found.fields.items() if name != "out_features"}
+    print("backbone: " + ", ".join(f"{name} {value}" for name, value in fields.items()))
+    if "window_size" not in found.fields:
+        print("  its window size is not told by such a file; give it with --window-size")
+    rows: dict[str, dict[str, Any]] = {}
+    for group, numbers, reasons in report.by_group():
+        wanted = sum(numbers.values()) - numbers["unused"]
+        loaded = wanted - numbers["missing"]
+        share = percent(loaded / wanted) if wanted else ""
+        rows[group] = {
+            "parameters": wanted,
+            "loaded": share,
+            **{k: numbers[k] for k in numbers if k != "loaded"},
+            "why": reasons,
+        }
+    print_table("what became of the parameters, counted in numbers", rows)
+
+
+def _as_json(found: Recognised, report: WeightsReport) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {**asdict(report), "loaded": list(report.loaded), "backbone": found.fields}
+
+
+def _write(found: Recognised, file: WeightsFile, name: str, out: Path) -> None:
+    from swin_dense.weights.report import a_few
+    from swin_dense.weights.writing import in_format, write_weights
+
+    written = in_format(found, name)
+    write_weights(out, written, name, found.head, file.class_names)
+    print(f"wrote {len(written.tensors)} tensors in {name} format to {out}")
+    if written.kept:
+        print(f"  names of this library for what {name} has none for: {a_few(written.kept)}")
+    if found.unused:
+        print(f"  left out, no part of a Swin model here: {a_few(list(found.unused))}")
