@@ -31,11 +31,11 @@ def test_shares_count_numbers_and_not_what_the_file_has_too_much():
 def test_report_reads_as_a_receipt():
     assert str(REPORT).splitlines() == [
         "weights: a.pth (mmdet format, swin_t): 95.0% of the backbone, 47.5% of the model's 4,000 parameters",
-        "  permuted: 500 in 1 (backbone.layers.0.downsample.norm.weight): another order",
-        "  resized: 400 in 1 (backbone.layers.0.blocks.0.attn.relative_position_bias_table): another window",
-        "  missing: 100 in 1 (backbone.norm0.weight): it starts fresh",
-        "  missing: 2,000 in 1 (decode_head.conv_seg.weight): the file has no such head",
-        "  unused: 84 in 2 (norm.weight, head.weight): a classifier's",
+        "  permuted: 500 of stage 1: another order",
+        "  resized: 400 of stage 1: another window",
+        "  missing: 100 of output norms: it starts fresh: 1 (backbone.norm0.weight)",
+        "  missing: 2,000 of decoder: the file has no such head: 1 (decode_head.conv_seg.weight)",
+        "  unused: 84 of classifier: a classifier's: 2 (norm.weight, head.weight)",
         "  note: averaged weights under 'ema'",
     ]
 
@@ -44,7 +44,7 @@ def test_long_lists_are_cut_and_kept_classes_named():
     fates = tuple(Fate(f"w{index}", "other", "unused", 1, "why") for index in range(5))
     report = WeightsReport("a.pth", "timm", None, "classifier", fates, kept_classes=("cat", "dog"))
     assert str(report).splitlines()[1:] == [
-        "  unused: 5 in 5 (w0, w1, w2, …): why",
+        "  unused: 5 of other: why: 5 (w0, w1, w2, …)",
         "  classes kept by name: 2 (cat, dog)",
     ]
 

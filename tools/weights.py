@@ -86,17 +86,12 @@ def _print_receipt(found: Recognised, report: WeightsReport) -> None:
     if "window_size" not in found.fields:
         print("  its window size is not told by such a file; give it with --window-size")
     rows: dict[str, dict[str, Any]] = {}
-    for group, numbers, reasons in report.by_group():
+    for group, numbers, _ in report.by_group():
         wanted = sum(numbers.values()) - numbers["unused"]
         loaded = wanted - numbers["missing"]
-        share = percent(loaded / wanted) if wanted else ""
-        rows[group] = {
-            "parameters": wanted,
-            "loaded": share,
-            **{k: numbers[k] for k in numbers if k != "loaded"},
-            "why": reasons,
-        }
-    print_table("what became of the parameters, counted in numbers", rows)
+        changes = {outcome: count or "" for outcome, count in numbers.items() if outcome != "loaded"}
+        rows[group] = {"parameters": wanted, "loaded": percent(loaded / wanted) if wanted else "", **changes}
+    print_table("what became of the numbers of each part", rows)
 
 
 def _as_json(found: Recognised, report: WeightsReport) -> dict[str, Any]:
@@ -106,13 +101,20 @@ def _as_json(found: Recognised, report: WeightsReport) -> dict[str, Any]:
 
 
 def _write(found: Recognised, file: WeightsFile, name: str, out: Path) -> None:
+    from swin_dense.weights.recognition import recognise
     from swin_dense.weights.report import a_few
     from swin_dense.weights.writing import in_format, write_weights
 
     written = in_format(found, name)
+    rule, new_rule = (part.fields["window_rule"] for part in (found, recognise(written.tensors, str(out))))
     write_weights(out, written, name, found.head, file.class_names)
     print(f"wrote {len(written.tensors)} tensors in {name} format to {out}")
     if written.kept:
         print(f"  names of this library for what {name} has none for: {a_few(written.kept)}")
+    if new_rule != rule:
+        print(
+            f"  the code of {name} treats maps that do not divide into windows by the rule {new_rule!r}, "
+            f"the model in {file.source} by {rule!r}: there the outputs will differ"
+        )
     if found.unused:
         print(f"  left out, no part of a Swin model here: {a_few(list(found.unused))}")

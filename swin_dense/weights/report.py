@@ -134,7 +134,9 @@ class WeightsReport:
                     reasons.setdefault(fate.reason, []).append(fate)
             for reason, fates in reasons.items():
                 numbers = sum(fate.numbers for fate in fates)
-                lines.append(f"  {outcome}: {numbers:,} in {a_few([fate.name for fate in fates])}: {reason}")
+                groups = ", ".join(Counter(fate.group for fate in fates))
+                names = f": {a_few([fate.name for fate in fates])}" if outcome in ("missing", "unused") else ""
+                lines.append(f"  {outcome}: {numbers:,} of {groups}: {reason}{names}")
         if self.kept_classes:
             lines.append(f"  classes kept by name: {a_few(self.kept_classes)}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
