@@ -316,7 +316,9 @@ def test_config_says_the_one_thing_that_the_file_cannot_tell(tmp_path):
 
 def test_config_of_another_kind_of_file_is_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
-    with pytest.raises(CheckpointError, match=r"resnet\.pth: no Swin backbone .* its tensors are 1 \(conv1\.weight\)\."):
+    with pytest.raises(
+        CheckpointError, match=r"resnet\.pth: no Swin backbone .* its tensors are 1 \(conv1\.weight\)\."
+    ):
         read_config(tmp_path / "resnet.pth")
 
 

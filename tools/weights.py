@@ -34,13 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the window of a Swin V2, or one per stage, where the file does not tell it",
     )
+    parser.add_argument(
+        "--pretrained-window-size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="with it, the window of its first training, or one per stage, where that was another",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the receipt for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the receipt; with --to, write the file."""
-    from dataclasses import replace
-
     from swin_dense.errors import ConfigError
     from swin_dense.tools.tables import write_json
     from swin_dense.weights.files import read_weights_file
@@ -48,13 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     if (arguments.to is None) != (arguments.out is None):
         raise ConfigError("--to FORMAT and --out FILE belong together.")
-    if arguments.out is not None and arguments.out.resolve() == Path(arguments.file).resolve():
-        raise ConfigError(f"--out {arguments.out} is the file that is read; name another one.")
+    _require_different_files(arguments)
     file = read_weights_file(arguments.file)
     found = recognise_file(file)
     require_backbone(found)
-    if arguments.window_size is not None:
-        found = replace(found, fields={**found.fields, "window_size": _one_or_each(arguments.window_size)})
+    found = _with_windows(found, arguments.window_size, arguments.pretrained_window_size)
     report = _load(found, file)
     _print_receipt(found, report)
     write_json(arguments.json, _as_json(found, report))
@@ -63,8 +66,37 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _one_or_each(numbers: Sequence[int]) -> int | list[int]:
-    return numbers[0] if len(numbers) == 1 else list(numbers)
+def _require_different_files(arguments: argparse.Namespace) -> None:
+    from swin_dense.errors import ConfigError
+
+    source = Path(arguments.file).resolve()
+    for option, path in (("--out", arguments.out), ("--json", arguments.json)):
+        if path is not None and path.resolve() == source:
+            raise ConfigError(f"{option} {path} is the file that is read; name another one.")
+    if arguments.out is not None and arguments.json is not None and arguments.out.resolve() == arguments.json.resolve():
+        raise ConfigError(f"--out and --json are both {arguments.out}; name two files.")
+
+
+def _with_windows(found: Recognised, window: Sequence[int] | None, pretrained: Sequence[int] | None) -> Recognised:
+    from dataclasses import replace
+
+    from swin_dense.config import SwinConfig
+    from swin_dense.errors import ConfigError
+
+    if window is None:
+        if pretrained is not None:
+            raise ConfigError("--pretrained-window-size belongs to --window-size.")
+        return found
+    if "window_size" in found.fields:
+        raise ConfigError(
+            f"{found.source} tells its window size, {found.fields['window_size']}; leave --window-size out."
+        )
+    stages = len(found.fields["depths"])
+    fields = {**found.fields, "window_size": window[0] if len(window) == 1 else list(window)}
+    if pretrained is not None:
+        fields["pretrained_window_sizes"] = list(pretrained) * (stages if len(pretrained) == 1 else 1)
+    SwinConfig.from_dict(fields)  # says what is wrong with them
+    return replace(found, fields=fields)
 
 
 def _load(found: Recognised, file: WeightsFile) -> WeightsReport:
@@ -89,7 +121,7 @@ def _print_receipt(found: Recognised, report: WeightsReport) -> None:
     for group, numbers, _ in report.by_group():
         wanted = sum(numbers.values()) - numbers["unused"]
         loaded = wanted - numbers["missing"]
-        changes = {outcome: count or "" for outcome, count in numbers.items() if outcome != "loaded"}
+        changes: dict[str, Any] = {outcome: count or "" for outcome, count in numbers.items() if outcome != "loaded"}
         rows[group] = {"parameters": wanted, "loaded": percent(loaded / wanted) if wanted else "", **changes}
     print_table("what became of the numbers of each part", rows)
 

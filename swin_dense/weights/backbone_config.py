@@ -14,7 +14,7 @@ from swin_dense.config import STAGE_NAMES, SwinConfig
 from swin_dense.errors import CheckpointError, ConfigError
 from swin_dense.swin import SwinTransformer
 
-_LARGEST_OFFSET = 10.0  # in such a table: that of a window of 10^8 cells
+_OFFSET_RANGE = (1e-6, 10.0)  # of the largest in such a table; windows of 2 to 10^8 cells lie well within
 _ANY_WINDOW = 8  # stands in where a window is unknown; no parameter of Swin V2 depends on it
 
 
@@ -35,8 +35,6 @@ def config_fields(tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) 
     embed_dim, in_channels, patch_size, patch_width = shapes.of("patch_embed.proj.weight", 4)
     if patch_size != patch_width:
         raise shapes.fault("patch_embed.proj.weight", "square patches")
-    if embed_dim == 0:
-        raise shapes.fault("patch_embed.proj.weight", "channels")
     depths = _depths(tensors)
     blocks = [f"layers.{stage}.blocks.0" for stage in range(len(depths))]
     version = 2 if f"{blocks[0]}.attn.logit_scale" in tensors else 1
@@ -111,8 +109,8 @@ class _Shapes:
     def of(self, name: str, dimensions: int) -> tuple[int, ...]:
         if name not in self.tensors:
             raise CheckpointError(f"the backbone is not whole: {name} is missing.")
-        if self.tensors[name].ndim != dimensions:
-            raise self.fault(name, f"{dimensions} dimensions")
+        if self.tensors[name].ndim != dimensions or self.tensors[name].numel() == 0:
+            raise self.fault(name, f"{dimensions} dimensions, none of them 0")
         return tuple(self.tensors[name].shape)
 
     def fault(self, name: str, wanted: str) -> CheckpointError:
@@ -142,7 +140,7 @@ def _window_of_buffers(buffers: Mapping[str, Tensor], block: str) -> int | None:
     table = buffers.get(f"{block}.attn.relative_coords_table")
     if index is not None:
         return math.isqrt(math.isqrt(index.numel()))  # M M by M M, flat in torchvision's files
-    return None if table is None else (table.shape[-2] + 1) // 2
+    return None if table is None or table.ndim < 2 else (table.shape[-2] + 1) // 2
 
 
 def _pretrained_window(buffers: Mapping[str, Tensor], block: str, window: int | None) -> int | None:
@@ -151,7 +149,7 @@ def _pretrained_window(buffers: Mapping[str, Tensor], block: str, window: int | 
     if table is None or window is None or window < 2:
         return window
     largest = float(table.max()) if table.numel() else 0.0
-    if not 0 < largest < _LARGEST_OFFSET:
+    if not _OFFSET_RANGE[0] < largest < _OFFSET_RANGE[1]:
         raise CheckpointError(f"the backbone's {block}.attn.relative_coords_table does not hold offsets.")
     return round(8 * (window - 1) / (2 ** (3 * largest) - 1)) + 1
 

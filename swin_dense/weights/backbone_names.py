@@ -42,22 +42,29 @@ OFFICIAL_CLASSIFICATION = (
 # SwinTransformer/Swin-Transformer-Object-Detection and -Semantic-Segmentation, detectron2, and this library.
 OFFICIAL_DENSE = (rename("backbone.*", "*"),)
 
-# mmdetection from 3.0, mmsegmentation from 1.0 and mmpretrain.
-OPENMMLAB = (
-    rename("backbone.patch_embed.proj.*", "patch_embed.projection.*"),
-    rename(f"{_BLOCK}.attn.*", "stages.{stage}.blocks.{block}.attn.w_msa.*"),
-    rename(f"{_BLOCK}.mlp.fc1.*", "stages.{stage}.blocks.{block}.ffn.layers.0.0.*"),
-    rename(f"{_BLOCK}.mlp.fc2.*", "stages.{stage}.blocks.{block}.ffn.layers.1.*"),
-    Rule(
-        (f"{_MERGING}.*",),
-        ("stages.{stage}.downsample.*",),
-        merging_from_channel_major,
-        merging_to_channel_major,
-        change="patch merging from channel-major to cell-major order",
-    ),
-    rename("backbone.layers.*", "stages.*"),
-    rename("backbone.*", "*"),
-)
+
+def _openmmlab(of_four_cells: str) -> tuple[Rule, ...]:
+    """The table for a patch merging of which these parameters see the four merged cells."""
+    return (
+        _POSITION_TOKENS,
+        rename("backbone.patch_embed.proj.*", "patch_embed.projection.*"),
+        rename(f"{_BLOCK}.attn.*", "stages.{stage}.blocks.{block}.attn.w_msa.*"),
+        rename(f"{_BLOCK}.mlp.fc1.*", "stages.{stage}.blocks.{block}.ffn.layers.0.0.*"),
+        rename(f"{_BLOCK}.mlp.fc2.*", "stages.{stage}.blocks.{block}.ffn.layers.1.*"),
+        Rule(
+            (f"{_MERGING}.{of_four_cells}",),
+            (f"stages.{{stage}}.downsample.{of_four_cells}",),
+            merging_from_channel_major,
+            merging_to_channel_major,
+            change="patch merging from channel-major to cell-major order",
+        ),
+        rename("backbone.layers.*", "stages.*"),
+        rename("backbone.*", "*"),
+    )
+
+
+# mmdetection from 3.0, mmsegmentation from 1.0 and mmpretrain. The norm of Swin V2 follows the reduction.
+OPENMMLAB = {1: _openmmlab("*"), 2: _openmmlab("reduction.*")}
 
 # Under "features.", but for the final norm and the head.
 _TORCHVISION = (

@@ -75,7 +75,7 @@ _HUGGING_FACE_PARTS = ("swin.", "swinv2.", "model.")
 _LAYOUTS = (
     _BackboneLayout("official", "layers.0.blocks.0.attn.qkv.weight", _either(backbone_names.OFFICIAL_DENSE)),
     _BackboneLayout("timm", "layers_0.blocks.0.attn.qkv.weight", _either(backbone_names.TIMM_FEATURES)),
-    _BackboneLayout("mmdet", "stages.0.blocks.0.attn.w_msa.qkv.weight", _either(backbone_names.OPENMMLAB)),
+    _BackboneLayout("mmdet", "stages.0.blocks.0.attn.w_msa.qkv.weight", backbone_names.OPENMMLAB),
     _BackboneLayout("torchvision", "1.0.attn.qkv.weight", backbone_names.TORCHVISION, ("features.",)),
     _BackboneLayout(
         "huggingface",

@@ -59,7 +59,7 @@ _OPENMMLAB_HEADS = {
     "upernet": head_names.OPENMMLAB_UPERNET,
 }
 _OPENMMLAB = _Format(
-    {1: backbone_names.OPENMMLAB, 2: backbone_names.OPENMMLAB},
+    backbone_names.OPENMMLAB,
     {**_OPENMMLAB_HEADS, "classifier": ()},
     stores_index=True,
 )
