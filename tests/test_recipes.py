@@ -14,10 +14,26 @@ PUBLISHED = {
     "mask_rcnn_swin_t_1x": (47.80, {"box AP": 43.7, "mask AP": 39.8}),
     "mask_rcnn_swin_t_3x": (47.80, {"box AP": 46.0, "mask AP": 41.6}),
     "mask_rcnn_swin_s_3x": (69.12, {"box AP": 48.5, "mask AP": 43.3}),
+    "cascade_mask_rcnn_swin_t_1x": (85.64, {"box AP": 48.1, "mask AP": 41.7}),
+    "cascade_mask_rcnn_swin_t_3x": (85.64, {"box AP": 50.4, "mask AP": 43.7}),
+    "cascade_mask_rcnn_swin_s_3x": (106.96, {"box AP": 51.9, "mask AP": 45.0}),
+    "cascade_mask_rcnn_swin_b_3x": (144.99, {"box AP": 51.9, "mask AP": 45.0}),
     "upernet_swin_t_160k": (59.94, {"mIoU": 44.51}),
     "upernet_swin_s_160k": (81.26, {"mIoU": 47.64}),
     "upernet_swin_b_160k": (121.28, {"mIoU": 48.13}),
     "classifier_swin_t_imagenet": (28.29, {"top-1": 81.2}),
+}
+
+
+# Of the official configurations.
+DROP_PATH = {
+    "mask_rcnn_swin_t_1x": 0.1,
+    "mask_rcnn_swin_t_3x": 0.2,
+    "mask_rcnn_swin_s_3x": 0.2,
+    "cascade_mask_rcnn_swin_t_1x": 0.0,
+    "cascade_mask_rcnn_swin_t_3x": 0.2,
+    "cascade_mask_rcnn_swin_s_3x": 0.2,
+    "cascade_mask_rcnn_swin_b_3x": 0.3,
 }
 
 
@@ -77,7 +93,7 @@ def test_published_recipe_quotes_the_published_scores(name):
     assert variant is not None and f"swin_{variant[1].lower()}" == read_recipe(name).model.variant
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("mask_rcnn")])
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if "mask_rcnn" in name])
 def test_published_detection_settings(name):
     recipe = read_recipe(name)
     epochs, milestones = (12, (8, 11)) if name.endswith("1x") else (36, (27, 33))
@@ -90,8 +106,8 @@ def test_published_detection_settings(name):
     assert augmentation.short_edges == tuple(range(480, 801, 32)) and augmentation.max_long_edge == 1333
     assert augmentation.crop_branch and augmentation.flip_probability == 0.5
     assert (recipe.inference.short_edge, recipe.inference.max_long_edge) == (800, 1333)
-    wanted = 0.1 if name.endswith("1x") else 0.2
-    assert recipe.model.backbone == {"drop_path_rate": wanted}
+    assert recipe.model.backbone == {"drop_path_rate": DROP_PATH[name]}
+    assert recipe.model.detector == name.partition("_swin")[0]
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("upernet")])

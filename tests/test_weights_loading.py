@@ -303,7 +303,7 @@ def test_what_fits_is_loaded_when_asked():
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 3}])
 def test_config_comes_back_from_a_file(tmp_path, wrap):
     torch.save(wrap(backbone().state_dict()), tmp_path / "weights.pth")
-    assert read_config(tmp_path / "weights.pth") == TINY
+    assert read_config(tmp_path / "weights.pth") == read_config(wrap(backbone().state_dict())) == TINY
     assert swin_dense.read_config(tmp_path / "weights.pth", in_channels=5).in_channels == 5
 
 

@@ -84,24 +84,30 @@ def load_weights(
     return report
 
 
-def read_config(path: str | Path, **known: Any) -> SwinConfig:  # noqa: ANN401 - the fields of SwinConfig
+def read_config(
+    path_or_state_dict: str | Path | Mapping[str, Any],
+    **known: Any,  # noqa: ANN401 - the fields of SwinConfig
+) -> SwinConfig:
     """The configuration of the backbone in a file of any published family.
 
     Args:
-        path: As for `load_weights`.
+        path_or_state_dict: A file, or an opened checkpoint, as for `load_weights`.
         known: Fields of `SwinConfig` that the file cannot tell or that are wanted otherwise, such as `window_size=16`.
 
     Raises:
         CheckpointError: The file cannot be read, holds no Swin, or its shapes do not tell everything: the windows of
             a Swin V2 are told only by buffers that some families do not store.
     """
-    found = recognise_file(read_weights_file(path))
+    if isinstance(path_or_state_dict, Mapping):
+        found = recognise_file(unwrap_weights(path_or_state_dict))
+    else:
+        found = recognise_file(read_weights_file(path_or_state_dict))
     require_backbone(found)
     fields = {**found.fields, **known}
     if "window_size" not in fields:
         raise CheckpointError(
-            f"{path}: a Swin V2 of the {found.family} format; such a file does not tell its window size. Give it, such "
-            "as window_size=8 (published are 8, 16 and 24), and pretrained_window_sizes where they differ."
+            f"{found.source}: a Swin V2 of the {found.family} format; such a file does not tell its window size. Give it, "
+            "such as window_size=8 (published are 8, 16 and 24), and pretrained_window_sizes where they differ."
         )
     return SwinConfig.from_dict(fields)
 
