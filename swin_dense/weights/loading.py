@@ -106,8 +106,8 @@ def read_config(
     fields = {**found.fields, **known}
     if "window_size" not in fields:
         raise CheckpointError(
-            f"{found.source}: a Swin V2 of the {found.family} format; such a file does not tell its window size. Give it, "
-            "such as window_size=8 (published are 8, 16 and 24), and pretrained_window_sizes where they differ."
+            f"{found.source}: a Swin V2 of the {found.family} format; such a file does not tell its window size. "
+            "Give it, such as window_size=8 (published: 8, 16 and 24), and pretrained_window_sizes where they differ."
         )
     return SwinConfig.from_dict(fields)
 

@@ -7,6 +7,7 @@ the pickle is a part of tensors or has a harmless stand-in, and that no size in 
 from __future__ import annotations
 
 import pickletools
+import warnings
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -109,8 +110,10 @@ def scan_pickle(file: BinaryIO | mmap, source: str) -> PickleScan:
     """
     scan = _Scanner(source)
     try:
-        for instruction, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]  # a map reads like a file
-            scan.follow(instruction.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd escapes in the texts of damaged files
+            for instruction, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]  # a map reads like a file
+                scan.follow(instruction.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{source}: its list of tensors is damaged or cut ({type(error).__name__}). Use another copy of it."
