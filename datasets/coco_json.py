@@ -45,6 +45,8 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
         raise AnnotationError(f"{path}: {_describe_bad_json(text, error)}") from None
     except RecursionError:
         raise AnnotationError(f"{path}: brackets are nested too deeply; this is no COCO annotation file.") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise AnnotationError(f"{path}: cannot be read ({str(error).partition(';')[0]}).") from None
     except AnnotationError as error:
         raise AnnotationError(f"{path}: {error}") from None
     _check_sections(path, content)

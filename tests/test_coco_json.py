@@ -19,6 +19,7 @@ WHOLE = json.dumps({"images": [{}], "annotations": [{}], "categories": [{}]})
         (b"<!doctype html><html></html>", "got a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         (b"[" * 200_000, "nested too deeply"),
+        (b"9" * 5000, "cannot be read .Exceeds the limit"),
         ('{"name": "Gr\u00fcn"}'.encode("latin-1"), "wanted JSON in UTF-8, byte 12 is not"),
         (b'[{"image_id": 1, "score": 0.5}]', "got a results file"),
         (b"[]", "got a list"),

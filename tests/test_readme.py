@@ -22,7 +22,7 @@ def test_readme_has_a_block_for_each_use():
 
 def test_commands_and_recipes_named_exist():
     assert set(re.findall(r"swin-dense (\w+)", README)) == set(COMMANDS)
-    named = set(re.findall(r"\b((?:mask_rcnn|upernet)_swin_\w+)(?![\w.])", README))
+    named = set(re.findall(r"\b((?:cascade_mask_rcnn|mask_rcnn|upernet)_swin_\w+)(?![\w.])", README))
     assert named and named <= set(recipe_names())
 
 
