@@ -1,4 +1,4 @@
-"""COCO, ADE20K and classification data: reading, augmentation, batching, evaluation, pictures, a small generated set."""
+"""COCO, ADE20K and classification data: reading, augmentation, batching, evaluation, pictures, a generated set."""
 
 if __name__ != "swin_dense.datasets":
     raise ImportError(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from swin_dense.box_masks import BoxMasks
 from swin_dense.datasets.coco_annotations import AnnotationReader, AnnotationTable
 from swin_dense.datasets.coco_json import (
     CocoImages,
@@ -20,6 +21,7 @@ from swin_dense.datasets.folders import describe_folder
 from swin_dense.datasets.images import read_image
 from swin_dense.datasets.instances import Instances
 from swin_dense.datasets.labels import LabelMap, require_same_labels
+from swin_dense.datasets.outlines import Frame
 from swin_dense.datasets.transforms import InstanceTransform, sample_seed
 from swin_dense.errors import AnnotationError, DataError
 
@@ -32,15 +34,15 @@ class InstanceSample:
 
     Attributes:
         image: (3, H, W) uint8, RGB.
-        target: "boxes" float32 (N, 4) xyxy in pixels of `image`; "labels" int64 (N,); "masks" uint8 (N, H, W);
-            "iscrowd" bool (N,).
+        target: "boxes" float32 (N, 4) xyxy in pixels of `image`; "labels" int64 (N,); "masks" N of them as `BoxMasks`;
+            "iscrowd" bool (N,), True where a region takes no part, neither as an object nor as background.
         image_id: the id in the annotation file.
         index: number of the image in the data set.
         original_size_hw: (height, width) of the file's picture, to which results are scaled back.
     """
 
     image: torch.Tensor
-    target: dict[str, torch.Tensor]
+    target: dict[str, torch.Tensor | BoxMasks]
     image_id: int
     index: int
     original_size_hw: tuple[int, int]
@@ -83,8 +85,8 @@ class CocoDataset(Dataset[InstanceSample]):
     """A COCO-format data set, all of whose annotations are checked before the first sample.
 
     Polygons, run lengths as numbers or text, and crowd regions are read; `iscrowd`, `area`, `bbox`, `width` and
-    `height` may be missing. Boxes are clipped to the image; boxes under one pixel, and objects without a mask pixel,
-    are left out.
+    `height` may be missing. An annotation with `"ignore": 1` is a region like a crowd, and needs no segmentation beside
+    its box. Boxes are clipped to the image; boxes under one pixel, and objects without a mask pixel, are left out.
 
     Args:
         annotation_file: COCO JSON.
@@ -160,10 +162,11 @@ class CocoDataset(Dataset[InstanceSample]):
         image, instances = self.raw(index)
         if self._transform is not None:
             image, instances = self._transform(image, instances, sample_seed(self._seed, epoch, index))
-        target = {
+        instances, masks = instances.with_masks()
+        target: dict[str, torch.Tensor | BoxMasks] = {
             "boxes": torch.from_numpy(instances.boxes_xyxy),
             "labels": torch.from_numpy(instances.labels),
-            "masks": torch.from_numpy(np.ascontiguousarray(instances.masks)),
+            "masks": masks,
             "iscrowd": torch.from_numpy(instances.is_crowd),
         }
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -174,7 +177,7 @@ class CocoDataset(Dataset[InstanceSample]):
         """Returns image and objects without transform.
 
         Returns:
-            (H, W, 3) uint8 RGB, and its objects, crowd regions among them.
+            (H, W, 3) uint8 RGB, and its objects, crowd regions and those without a mask pixel among them.
 
         Raises:
             ImageError: the picture cannot be read or has another size than the annotations say.
@@ -201,7 +204,8 @@ class CocoDataset(Dataset[InstanceSample]):
 
         Every annotation is in it, those that are too small to train on too, with the numbers of the file, so that
         scores are those of the reference tool. Ids are renumbered from 1 (0 would count as "no match"), and missing
-        areas are filled in with the mask's.
+        areas are filled in with the mask's. A region with `"ignore": 1` is a crowd in it, as pycocotools forgives
+        detections in crowds but overwrites that field.
         """
         rows = np.flatnonzero(np.isin(self._table.image_rows, self._image_rows))
         images = [
@@ -258,17 +262,14 @@ class CocoDataset(Dataset[InstanceSample]):
 
     def _instances(self, image_row: int, size_hw: tuple[int, int]) -> Instances:
         rows = self._rows[self._row_starts[image_row] : self._row_starts[image_row + 1]]
-        masks = np.zeros((len(rows), *size_hw), np.uint8)
-        for mask, row in zip(masks, rows, strict=True):
-            self._table.draw_mask(int(row), mask)
-        instances = Instances(
+        return Instances(
             self._boxes_xyxy[rows].astype(np.float32),
             self._table.labels[rows],
-            masks,
+            [self._table.outline(row) for row in rows.tolist()],
             self._table.is_crowd[rows],
             self._table.ids[rows],
+            Frame.of_file(size_hw),
         )
-        return instances.without_vanished()
 
     def _check_files(self) -> None:
         missing = [row for row in self._image_rows if not (self._image_folder / self._images.file_names[row]).is_file()]

@@ -10,7 +10,8 @@ import numpy as np
 
 from swin_dense.datasets.coco_json import CocoImages, is_id, repeated_values
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.segmentations import draw_run_lengths, parse_run_lengths, polygon_run_lengths
+from swin_dense.datasets.outlines import Outline
+from swin_dense.datasets.segmentations import crop_of_run_lengths, parse_run_lengths, polygon_run_lengths
 from swin_dense.errors import AnnotationError
 
 _MAX_FAULTS = 100
@@ -27,7 +28,7 @@ class AnnotationTable:
         ids: (A,) int64 as in the file.
         image_rows: (A,) int64, row of its image.
         labels: (A,) int64 class indices.
-        is_crowd: (A,) bool.
+        is_crowd: (A,) bool, `iscrowd` or `ignore`: a region that takes no part, neither as an object nor as background.
         boxes_xywh: (A, 4) float64 as in the file; from the segmentation where the file has none.
         areas: (A,) float64; NaN where the file has none.
         points: float64, x and y of all polygon corners in turn.
@@ -74,9 +75,9 @@ class AnnotationTable:
             return polygon_run_lengths(polygons, size_hw)
         return self.runs[self._run_starts[row] : self._run_starts[row + 1]]
 
-    def draw_mask(self, row: int, mask: np.ndarray) -> None:
-        """Draws the mask of an annotation into (H, W) uint8 zeros of its image's size."""
-        draw_run_lengths(self.run_lengths(row, (mask.shape[0], mask.shape[1])), mask)
+    def outline(self, row: int) -> Outline:
+        """Returns an annotation's polygons or run lengths as they are, without a copy."""
+        return Outline(tuple(self.polygons(row)), self.runs[self._run_starts[row] : self._run_starts[row + 1]])
 
     def polygon_extents(self) -> np.ndarray:
         """Returns (A, 4) x1, y1, x2, y2 around the polygons of each annotation; NaN where it has run lengths."""
@@ -144,11 +145,16 @@ class AnnotationReader:
                 f"{_shorten(list(self._index_of_category))}"
             )
         height, width = self._images.sizes_hw[image_row].tolist()
-        polygons, runs = _parse_segmentation(annotation.get("segmentation"), (height, width))
         box = self._parse_box(annotation.get("bbox"))
         crowd = self._parse_crowd(annotation.get("iscrowd"))
+        ignore = _parse_flag("ignore", annotation.get("ignore", 0))
+        segmentation = annotation.get("segmentation")
+        if ignore and not segmentation:
+            polygons, runs = [_corners(box, (height, width))], None
+        else:
+            polygons, runs = _parse_segmentation(segmentation, (height, width))
         area = self._parse_area(annotation.get("area"))
-        columns.append((annotation["id"], image_row, label), crowd, box, area, polygons, runs)
+        columns.append((annotation["id"], image_row, label), crowd or ignore, box, area, polygons, runs)
 
     def _parse_box(self, value: object) -> array:
         if value is None:
@@ -168,9 +174,7 @@ class AnnotationReader:
         if value is None:
             self._count("iscrowd missing (taken as 0)")
             return False
-        if value not in (0, 1):
-            raise AnnotationError(f"iscrowd must be 0 or 1, got {_shorten(value)}")
-        return bool(value)
+        return _parse_flag("iscrowd", value)
 
     def _parse_area(self, value: object) -> float:
         if value is None:
@@ -204,15 +208,11 @@ class AnnotationReader:
 
     def _fill_missing_boxes(self, table: AnnotationTable, extents: np.ndarray) -> None:
         for row in np.flatnonzero(np.isnan(table.boxes_xywh[:, 0])):
-            size_hw = self._images.sizes_hw[table.image_rows[row]]
+            size_hw = tuple(self._images.sizes_hw[table.image_rows[row]].tolist())
             box = extents[row]
             if np.isnan(box[0]):
-                mask = np.zeros(size_hw, np.uint8)
-                table.draw_mask(int(row), mask)
-                rows_hit, columns_hit = np.nonzero(mask)
-                if not len(rows_hit):
-                    rows_hit = columns_hit = np.array([0, -1])
-                box = np.array([columns_hit.min(), rows_hit.min(), columns_hit.max() + 1, rows_hit.max() + 1], float)
+                mask, (left, top) = crop_of_run_lengths(table.run_lengths(int(row), size_hw), size_hw[0])
+                box = np.array([left, top, left + mask.shape[1], top + mask.shape[0]], float)
             low = np.clip(box[:2], 0, size_hw[::-1])
             table.boxes_xywh[row] = np.concatenate([low, np.clip(box[2:], low, size_hw[::-1]) - low])
 
@@ -304,6 +304,22 @@ class _Columns:
             runs=np.concatenate([np.zeros(0, np.uint32), *self.runs]),
             run_ends=np.array(self.run_ends, np.int64),
         )
+
+
+def _parse_flag(field: str, value: object) -> bool:
+    if value not in (0, 1):
+        raise AnnotationError(f"{field} must be 0 or 1, got {_shorten(value)}")
+    return bool(value)
+
+
+def _corners(box_xywh: array, size_hw: tuple[int, int]) -> array:
+    """An ignored box as a polygon, cut off at the image's border: it may be drawn to reach far beyond."""
+    x, y, width, height = box_xywh
+    if math.isnan(x):
+        raise AnnotationError("an annotation with ignore needs a segmentation or a bbox, got neither")
+    left, right = (min(max(side, 0), size_hw[1]) for side in (x, x + width))
+    top, bottom = (min(max(side, 0), size_hw[0]) for side in (y, y + height))
+    return array("d", [left, top, right, top, right, bottom, left, bottom])
 
 
 def _parse_segmentation(value: object, size_hw: tuple[int, int]) -> tuple[list[array], np.ndarray | None]:

@@ -234,7 +234,8 @@ def _private_copy(ground_truth: Mapping[str, Any], sizes_hw: Mapping[int, tuple[
     annotations = []
     for number, annotation in enumerate(ground_truth["annotations"], start=1):
         kept = {key: annotation[key] for key in _ANNOTATION_KEYS if key in annotation}
-        kept.update(id=number, iscrowd=int(annotation.get("iscrowd", 0)))
+        is_ignored = annotation.get("iscrowd", 0) or annotation.get("ignore", 0)  # pycocotools knows iscrowd only
+        kept.update(id=number, iscrowd=int(is_ignored))
         kept.update(_missing_extent(kept, sizes_hw[kept["image_id"]]))
         annotations.append(kept)
     return {

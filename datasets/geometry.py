@@ -19,12 +19,12 @@ class Operation(Protocol):
         """Returns the changed (H, W) uint8 label map; no value appears that was not there, except 255."""
 
     def instances(self, instances: Instances) -> Instances:
-        """Returns the changed objects, without those that vanished."""
+        """Returns the changed objects, without those whose box vanished; what has no mask pixel shows when drawn."""
 
 
 @dataclass(frozen=True)
 class Resize:
-    """Scales to an exact size: bilinear on uint8 without antialiasing for the image, nearest for labels and masks.
+    """Scales to an exact size: bilinear on uint8 without antialiasing for the image, nearest for labels.
 
     This is the filter that the published models were trained and measured with (cv2's, through albumentations).
 
@@ -43,16 +43,11 @@ class Resize:
         return self._albumentations_resize().apply_to_mask(label, interpolation=_cv2().INTER_NEAREST)
 
     def instances(self, instances: Instances) -> Instances:
-        """Scales boxes and masks; objects too small to keep a mask pixel are left out."""
+        """Scales boxes and outlines."""
         old_height, old_width = instances.size_hw
         height, width = self.size_hw
         scale_xyxy = np.array([width / old_width, height / old_height] * 2, np.float32)
-        masks = np.empty((len(instances), height, width), np.uint8)
-        cv2 = _cv2()
-        # Each mask into its place at once: albumentations would stack copies, three times slower.
-        for mask, resized in zip(instances.masks, masks, strict=True):
-            cv2.resize(mask, (width, height), dst=resized, interpolation=cv2.INTER_NEAREST)
-        return instances.replace(instances.boxes_xyxy * scale_xyxy, masks).without_vanished()
+        return instances.moved(instances.boxes_xyxy * scale_xyxy, instances.frame.resized(self.size_hw))
 
     def _albumentations_resize(self) -> Any:  # noqa: ANN401 - albumentations is untyped
         cv2 = _cv2()
@@ -84,11 +79,10 @@ class Crop:
         return self.image(label)
 
     def instances(self, instances: Instances) -> Instances:
-        """Clips boxes to the rectangle; objects whose box or mask lies outside are left out, all of theirs together."""
-        height, width = self.size_hw
-        masks = instances.masks[:, self.top : self.top + height, self.left : self.left + width]
+        """Clips boxes to the rectangle, as published; objects whose box lies outside are left out."""
         shifted = instances.boxes_xyxy - np.array([self.left, self.top] * 2, np.float32)
-        return instances.replace(clip_boxes(shifted, self.size_hw), masks).without_vanished()
+        frame = instances.frame.cropped(self.top, self.left, self.size_hw)
+        return instances.moved(clip_boxes(shifted, self.size_hw), frame)
 
 
 @dataclass(frozen=True)
@@ -104,15 +98,15 @@ class Flip:
         return self.image(label)
 
     def instances(self, instances: Instances) -> Instances:
-        """Mirrors boxes and masks."""
+        """Mirrors boxes and outlines."""
         boxes = instances.boxes_xyxy.copy()
         boxes[:, [0, 2]] = instances.size_hw[1] - instances.boxes_xyxy[:, [2, 0]]
-        return instances.replace(boxes, np.ascontiguousarray(instances.masks[:, :, ::-1]))
+        return instances.moved(boxes, instances.frame.flipped())
 
 
 @dataclass(frozen=True)
 class Pad:
-    """Fills up at the bottom and right to at least a size.
+    """Fills up images and label maps at the bottom and right to at least a size; no objects come with these.
 
     Attributes:
         size_hw: the least (height, width).
@@ -131,13 +125,6 @@ class Pad:
     def label(self, label: np.ndarray) -> np.ndarray:
         """Returns a label map of at least the size."""
         return self._fill(label, self.fill_label)
-
-    def instances(self, instances: Instances) -> Instances:
-        """Boxes stay; masks get empty pixels."""
-        height, width = instances.size_hw
-        masks = np.zeros((len(instances), max(height, self.size_hw[0]), max(width, self.size_hw[1])), np.uint8)
-        masks[:, :height, :width] = instances.masks
-        return instances.replace(instances.boxes_xyxy, masks)
 
     def _fill(self, picture: np.ndarray, value: int | tuple[int, int, int]) -> np.ndarray:
         height, width = picture.shape[:2]

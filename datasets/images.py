@@ -1,5 +1,6 @@
 """Reading images and label pictures from files, with one clear error for everything that cannot be read."""
 
+import os
 import struct
 import warnings
 import zlib
@@ -10,13 +11,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from swin_dense.errors import ImageError
+from swin_dense.errors import ConfigError, ImageError
 
 MAX_PIXELS = 89_000_000
-"""A larger picture is refused from its header: a few kilobytes can unpack to gigabytes."""
+"""A larger picture is refused from its header: a few kilobytes can unpack to gigabytes. `pixel_limit` allows more."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
+_LIMIT_VARIABLE = "SWIN_DENSE_MAX_PIXELS"
+_ROWS_AT_ONCE = 256
 _EXIF_ORIENTATION = 0x0112
 _TURNS_SIDES = (5, 6, 7, 8)
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -39,7 +42,7 @@ def read_image(path: str | Path, size_hw: tuple[int, int] | None = None) -> np.n
         (H, W, 3) uint8, RGB.
 
     Raises:
-        ImageError: the file is missing, no picture, damaged, animated, over 89 megapixels, or of another size.
+        ImageError: the file is missing, no picture, damaged, animated, over `max_pixels`, or of another size.
     """
     with _opened(path) as image:
         orientation = _orientation(image)
@@ -79,7 +82,7 @@ def image_size_hw(path: str | Path) -> tuple[int, int]:
     """Returns the (height, width) of a picture, EXIF orientation applied, from its header alone.
 
     Raises:
-        ImageError: the file is missing, no picture, animated, or over 89 megapixels.
+        ImageError: the file is missing, no picture, animated, or over `max_pixels`.
     """
     with _opened(path) as image:
         if _orientation(image) in _TURNS_SIDES:
@@ -87,11 +90,55 @@ def image_size_hw(path: str | Path) -> tuple[int, int]:
         return image.height, image.width
 
 
+def max_pixels() -> int:
+    """Returns how many pixels a picture may have: the environment variable SWIN_DENSE_MAX_PIXELS, else `MAX_PIXELS`.
+
+    Raises:
+        ConfigError: the variable is no positive whole number.
+    """
+    text = os.environ.get(_LIMIT_VARIABLE, str(MAX_PIXELS))
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"the most pixels of a picture must be a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
+@contextmanager
+def pixel_limit(count: int | None) -> Iterator[None]:
+    """Lets pictures have up to `count` pixels, in this process and in the workers that it starts; None changes nothing.
+
+    Only for files that you trust: reading takes about 7 bytes a pixel for a moment, and 3 as long as the image is used.
+
+    Raises:
+        ConfigError: the number is not positive.
+    """
+    before = os.environ.get(_LIMIT_VARIABLE)
+    if count is not None:
+        os.environ[_LIMIT_VARIABLE] = str(count)  # workers inherit it however they are started
+    try:
+        max_pixels()
+        yield
+    finally:
+        os.environ.pop(_LIMIT_VARIABLE, None)
+        if before is not None:
+            os.environ[_LIMIT_VARIABLE] = before
+
+
+@contextmanager
+def _pillow_limit() -> Iterator[None]:
+    """Pillow refuses pictures of twice its own limit before we see their header."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max(MAX_PIXELS, max_pixels())
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     path = Path(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _pillow_limit():
             # Pillow warns about damaged EXIF and odd headers that do not touch the pixels; the bomb limit is ours.
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
@@ -104,7 +151,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except PermissionError:
         raise ImageError(f"{path}: the file may not be read. Check its permissions.") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{path}: {_TOO_LARGE}") from None
+        raise ImageError(f"{path}: {_too_large()}") from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{path}: {_describe_foreign_file(path)}") from None
     except _DECODE_ERRORS as error:
@@ -114,12 +161,16 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         ) from error
 
 
-_TOO_LARGE = f"the picture has more than {MAX_PIXELS // 1_000_000} megapixels. Cut it into tiles or reduce it first."
+def _too_large() -> str:
+    return (
+        f"the picture has more than {max_pixels() / 1e6:g} megapixels. If you trust the file, allow more with "
+        f"--max-pixels or the environment variable {_LIMIT_VARIABLE}; else reduce it first."
+    )
 
 
 def _check_header(image: Image.Image, path: Path) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{path}: {image.height} x {image.width}: {_TOO_LARGE}")
+    if image.width * image.height > max_pixels():
+        raise ImageError(f"{path}: {image.height} x {image.width}: {_too_large()}")
     # Phones write MPO: a JPEG whose first frame is the picture and whose others are previews.
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
@@ -168,4 +219,11 @@ def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
         raise ImageError(f"{path}: wanted 8 or 16 bit per channel, got floating point. Convert it to 8-bit RGB.")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    # In bands: Pillow hands over its pixels by way of two more copies.
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        bottom = min(top + _ROWS_AT_ONCE, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels

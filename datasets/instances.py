@@ -1,18 +1,16 @@
-"""The objects of one image in one record, so that a box, its label, its mask and its id never come apart."""
+"""The objects of one image in one record, so that a box, its label, its outline and its id never come apart."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from swin_dense.box_masks import BoxMasks
+from swin_dense.datasets.outlines import Frame, Outline
 from swin_dense.errors import DataError
 
-_DTYPES = {
-    "boxes_xyxy": np.float32,
-    "labels": np.int64,
-    "masks": np.uint8,
-    "is_crowd": np.bool_,
-    "annotation_ids": np.int64,
-}
+_DTYPES = {"boxes_xyxy": np.float32, "labels": np.int64, "is_crowd": np.bool_, "annotation_ids": np.int64}
 
 
 @dataclass
@@ -22,9 +20,11 @@ class Instances:
     Attributes:
         boxes_xyxy: (N, 4) float32, pixels of the image that the record belongs to.
         labels: (N,) int64, 0-based class indices without background.
-        masks: (N, H, W) uint8, 1 on the object, 0 elsewhere; H and W are the image's.
-        is_crowd: (N,) bool, True where one region stands for many objects: no training target.
+        outlines: N outlines, in pixels of the file's picture.
+        is_crowd: (N,) bool, True where a region takes no part, neither as an object nor as background: a crowd, or one
+            that the file says to ignore.
         annotation_ids: (N,) int64, the ids in the annotation file.
+        frame: from the file's picture to the image.
 
     Raises:
         DataError: the fields have different lengths, or a wrong shape or type.
@@ -32,19 +32,18 @@ class Instances:
 
     boxes_xyxy: np.ndarray
     labels: np.ndarray
-    masks: np.ndarray
+    outlines: Sequence[Outline]
     is_crowd: np.ndarray
     annotation_ids: np.ndarray
+    frame: Frame
 
     def __post_init__(self) -> None:
-        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        names = ("boxes_xyxy", "labels", "outlines", "is_crowd", "annotation_ids")
+        lengths = {name: len(getattr(self, name)) for name in names}
         if len(set(lengths.values())) != 1:
             raise DataError(f"instances: every field needs one row per object, got {lengths}")
-        if self.boxes_xyxy.shape[1:] != (4,) or self.masks.ndim != 3:
-            raise DataError(
-                f"instances: wanted boxes (N, 4) and masks (N, H, W), "
-                f"got {self.boxes_xyxy.shape} and {self.masks.shape}"
-            )
+        if self.boxes_xyxy.shape[1:] != (4,):
+            raise DataError(f"instances: wanted boxes (N, 4), got {self.boxes_xyxy.shape}")
         for name, dtype in _DTYPES.items():
             got = getattr(self, name).dtype
             if got != dtype:
@@ -55,8 +54,8 @@ class Instances:
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """(height, width) of the image, as the masks have it."""
-        return self.masks.shape[1], self.masks.shape[2]
+        """(height, width) of the image."""
+        return self.frame.size_hw
 
     def select(self, rows: np.ndarray) -> "Instances":
         """Returns the objects of some rows, all their fields together.
@@ -64,26 +63,37 @@ class Instances:
         Args:
             rows: bool (N,) or integer row numbers, in the order wanted.
         """
-        return Instances(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        outlines = [self.outlines[row] for row in np.arange(len(self))[rows]]
+        return Instances(
+            self.boxes_xyxy[rows],
+            self.labels[rows],
+            outlines,
+            self.is_crowd[rows],
+            self.annotation_ids[rows],
+            self.frame,
+        )
 
-    def replace(self, boxes_xyxy: np.ndarray, masks: np.ndarray) -> "Instances":
-        """Returns the same objects with other geometry."""
-        return Instances(boxes_xyxy, self.labels, masks, self.is_crowd, self.annotation_ids)
+    def moved(self, boxes_xyxy: np.ndarray, frame: Frame) -> "Instances":
+        """Returns the objects in another frame, without those whose box has no area there."""
+        moved = Instances(boxes_xyxy, self.labels, self.outlines, self.is_crowd, self.annotation_ids, frame)
+        has_box = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
+        return moved if has_box.all() else moved.select(np.flatnonzero(has_box))
 
-    def without_vanished(self) -> "Instances":
-        """Returns the objects that still have a box with an area and a mask with a pixel."""
-        boxes = self.boxes_xyxy
-        has_box = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        kept = has_box & np.array([mask.any() for mask in self.masks], np.bool_)
-        return self if kept.all() else self.select(kept)
+    def with_masks(self) -> tuple["Instances", BoxMasks]:
+        """Draws all masks, each inside its bounding box.
+
+        Returns:
+            the objects that have a mask pixel, and their masks.
+        """
+        drawn = [outline.draw(self.frame) for outline in self.outlines]
+        has_pixel = np.array([mask.size > 0 for mask, _ in drawn], np.bool_)
+        crops = [torch.from_numpy(mask) for mask, _ in drawn if mask.size]
+        corners_xy = [corner_xy for mask, corner_xy in drawn if mask.size]
+        kept = self if has_pixel.all() else self.select(has_pixel)
+        return kept, BoxMasks.from_crops(crops, corners_xy, self.size_hw)
 
     @classmethod
     def empty(cls, size_hw: tuple[int, int]) -> "Instances":
         """Returns a record without objects for an image of this (height, width)."""
-        return cls(
-            np.zeros((0, 4), np.float32),
-            np.zeros(0, np.int64),
-            np.zeros((0, *size_hw), np.uint8),
-            np.zeros(0, np.bool_),
-            np.zeros(0, np.int64),
-        )
+        none = np.zeros(0, np.int64)
+        return cls(np.zeros((0, 4), np.float32), none, (), np.zeros(0, np.bool_), none, Frame.of_file(size_hw))

@@ -119,23 +119,41 @@ def polygon_run_lengths(polygons: Sequence[np.ndarray], size_hw: tuple[int, int]
     return decode_text_counts(coco_mask.merge(parts)["counts"])
 
 
+def crop_of_run_lengths(runs: np.ndarray, height: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Draws checked run lengths inside the bounding box of their mask; nothing as large as the picture is made.
+
+    Args:
+        runs: (R,) run lengths that fill the picture.
+        height: of the picture.
+
+    Returns:
+        (h, w) uint8 mask, h = w = 0 without a pixel; and (x, y), its left column and top row in the picture.
+    """
+    ends = np.cumsum(runs, dtype=np.int64)[: len(runs) // 2 * 2].reshape(-1, 2)
+    starts, stops = ends[ends[:, 1] > ends[:, 0]].T
+    if not len(starts):
+        return np.zeros((0, 0), np.uint8), (0, 0)
+    columns, rows = np.divmod(np.stack([starts, stops - 1]), height)
+    left, right = columns[0, 0], columns[1, -1] + 1
+    # A run that goes on in the next column covers the last row of one and the first row of the other.
+    top, bottom = (0, height) if (columns[0] < columns[1]).any() else (rows[0].min(), rows[1].max() + 1)
+    changes = (columns - left) * (bottom - top) + rows - top + [[0], [1]]
+    values = np.zeros(2 * len(starts) + 1, np.uint8)
+    values[1::2] = 1
+    lengths = np.diff(changes.T.ravel(), prepend=0, append=(right - left) * (bottom - top))
+    crop = np.repeat(values, lengths).reshape(right - left, bottom - top).T
+    return np.ascontiguousarray(crop), (int(left), int(top))
+
+
 def draw_run_lengths(runs: np.ndarray, mask: np.ndarray) -> None:
-    """Draws checked run lengths into an empty mask, ten times faster than unpacking the full frame.
+    """Draws checked run lengths into an empty mask.
 
     Args:
         runs: (R,) run lengths that fill the picture.
         mask: (H, W) uint8 zeros; it is written to.
     """
-    height = mask.shape[0]
-    runs = runs[: len(runs) // 2 * 2].astype(np.int64)
-    if not len(runs):
-        return
-    first_column, last_column = int(runs[0]) // height, -(-int(runs.sum()) // height)
-    runs[0] -= first_column * height
-    spans = np.append(runs, (last_column - first_column) * height - runs.sum())
-    values = np.zeros(len(spans), np.uint8)
-    values[1::2] = 1
-    mask[:, first_column:last_column] = np.repeat(values, spans).reshape(-1, height).T
+    crop, (left, top) = crop_of_run_lengths(runs, mask.shape[0])
+    mask[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
 
 
 def _shorten(value: object, limit: int = 60) -> str:

@@ -8,6 +8,9 @@ from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import DataError
 
+# Counting takes a few eight-byte numbers a pixel, so large images are counted in bands of rows.
+_PIXELS_AT_ONCE = 2**22
+
 
 class ConfusionMatrix:
     """Counts which class was predicted for which; pixels whose label is 255 do not count.
@@ -38,6 +41,13 @@ class ConfusionMatrix:
             raise DataError(
                 f"Prediction and label must have the same shape (H, W), got {predicted.shape} and {labelled.shape}."
             )
+        rows = max(1, _PIXELS_AT_ONCE // max(1, predicted.shape[1]))
+        bands = [slice(top, top + rows) for top in range(0, len(predicted), rows)]
+        self.matrix += sum(
+            (self._counts(predicted[band], labelled[band]) for band in bands), np.zeros_like(self.matrix)
+        )
+
+    def _counts(self, predicted: np.ndarray, labelled: np.ndarray) -> np.ndarray:
         counts = labelled != IGNORED_LABEL
         num_classes = len(self.label_map)
         kept_predictions, kept_labels = predicted[counts], labelled[counts]
@@ -50,7 +60,7 @@ class ConfusionMatrix:
                     f"wanted 0 to {num_classes - 1} (or {IGNORED_LABEL} in a label, to ignore)."
                 )
         pairs = kept_labels.astype(np.int64) * num_classes + kept_predictions
-        self.matrix += np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+        return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
     def merge(self, other: "ConfusionMatrix") -> None:
         """Adds what another matrix over the same classes counted, as that of another process.

@@ -23,6 +23,7 @@ from swin_dense.datasets.geometry import (
 )
 from swin_dense.datasets.instances import Instances
 from swin_dense.datasets.photometric import draw_photometric
+from swin_dense.datasets.tiles import TrainingTile
 from swin_dense.errors import ConfigError
 
 # The ImageNet mean as a colour. Published models pad with 0 after normalising, which is the mean colour; padding comes
@@ -61,7 +62,7 @@ class InstanceTransform:
             seed: as `sample_seed` gives it.
 
         Returns:
-            new image and objects of the new size; objects that lost their box or mask are left out.
+            new image and objects of its size, without those whose box vanished.
         """
         for operation in self.operations((image.shape[0], image.shape[1]), seed):
             image = operation.image(image)
@@ -98,7 +99,21 @@ class RangeCrop:
 
 
 @dataclass(frozen=True)
+class TileDraw:
+    """Cuts a tile out of a large image, anywhere with the same probability; one that is no larger stays whole."""
+
+    tile_size: int
+    least_share: float
+
+    def __call__(self, size_hw: tuple[int, int], generator: np.random.Generator) -> TrainingTile:
+        """Draws the tile of an image of a (height, width)."""
+        crop = RangeCrop(self.tile_size, self.tile_size)(size_hw, generator)
+        return TrainingTile(crop.top, crop.left, crop.size_hw, self.least_share)
+
+
+@dataclass(frozen=True)
 class _InstanceTrainingDraw:
+    tile: TileDraw | None
     resize: MultiScaleResize
     flip_probability: float
     crop_resize: MultiScaleResize | None
@@ -106,6 +121,10 @@ class _InstanceTrainingDraw:
 
     def __call__(self, size_hw: tuple[int, int], generator: np.random.Generator) -> list[Operation]:
         operations: list[Operation] = []
+        if self.tile is not None:
+            tile = self.tile(size_hw, generator)
+            operations.append(tile)
+            size_hw = tile.size_hw
         if generator.random() < self.flip_probability:
             operations.append(Flip())
         if self.crop_resize is not None and generator.random() < 0.5:
@@ -131,6 +150,8 @@ def instance_training(
     crop_branch: bool = False,
     crop_short_edges: Sequence[int] | None = None,
     crop_range: tuple[int, int] | None = None,
+    tile_size: int | None = None,
+    tile_least_share: float = 0.5,
 ) -> InstanceTransform:
     """Builds the augmentation of the published detectors: flip, then multi-scale resize, optionally by way of a crop.
 
@@ -143,6 +164,8 @@ def instance_training(
         crop_short_edges: see `crop_branch`; None takes the published 400, 500 and 600, which belong to a largest short
             edge of 800, in proportion to the largest short edge here.
         crop_range: (least, most), see `crop_branch`; None takes the published 384 to 600 in the same proportion.
+        tile_size: side in pixels of a tile that is cut out of the image before everything else; None takes all of it.
+        tile_least_share: see `TrainingTile`.
 
     Raises:
         ConfigError: a length is not positive, a list is empty, the long edge is capped below a short edge, or a
@@ -163,7 +186,11 @@ def instance_training(
     crop_resize = MultiScaleResize(tuple(crop_short_edges), max_long_edge) if crop_branch else None
     return InstanceTransform(
         _InstanceTrainingDraw(
-            MultiScaleResize(tuple(short_edges), max_long_edge), flip_probability, crop_resize, RangeCrop(*crop_range)
+            _tile_draw(tile_size, tile_least_share),
+            MultiScaleResize(tuple(short_edges), max_long_edge),
+            flip_probability,
+            crop_resize,
+            RangeCrop(*crop_range),
         )
     )
 
@@ -188,6 +215,7 @@ class SemanticTransform:
         max_category_ratio: a crop is drawn again, up to 10 times, while one class covers this share of it or more.
         flip_probability: probability of mirroring.
         photometric: also distort the colours.
+        tile_size: side in pixels of a tile that is cut out of the image before everything else; None takes all of it.
     """
 
     def __init__(
@@ -198,6 +226,7 @@ class SemanticTransform:
         max_category_ratio: float = 1.0,
         flip_probability: float = 0.0,
         photometric: bool = False,
+        tile_size: int | None = None,
     ) -> None:
         _require_lengths("scale", scale)
         _require_probability("flip_probability", flip_probability)
@@ -212,6 +241,7 @@ class SemanticTransform:
         self._max_category_ratio = max_category_ratio
         self._flip_probability = flip_probability
         self._photometric = photometric
+        self._tile = _tile_draw(tile_size)
         load_albumentations()
 
     def __call__(self, image: np.ndarray, label: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -227,6 +257,9 @@ class SemanticTransform:
             it is: predictions are compared at the original size, as published scores are.
         """
         generator = np.random.default_rng(seed)
+        if self._tile is not None:
+            tile = self._tile((image.shape[0], image.shape[1]), generator)
+            image, label = tile.image(image), tile.label(label)
         ratio = generator.uniform(*self._ratio_range)
         edges = (int(self._scale[0] * ratio), int(self._scale[1] * ratio))
         resize = Resize(keep_ratio_size_hw((image.shape[0], image.shape[1]), (max(1, edges[0]), max(1, edges[1]))))
@@ -255,13 +288,16 @@ def semantic_training(
     max_category_ratio: float = 0.75,
     flip_probability: float = 0.5,
     photometric: bool = True,
+    tile_size: int | None = None,
 ) -> SemanticTransform:
     """Builds the augmentation of the published segmenters: random scale, crop, flip, colours; see `SemanticTransform`.
 
     Raises:
         ConfigError: a length is not positive, or a probability or ratio is out of range.
     """
-    return SemanticTransform(scale, ratio_range, crop_size_hw, max_category_ratio, flip_probability, photometric)
+    return SemanticTransform(
+        scale, ratio_range, crop_size_hw, max_category_ratio, flip_probability, photometric, tile_size
+    )
 
 
 def semantic_inference(scale: tuple[int, int] = (2048, 512)) -> SemanticTransform:
@@ -472,6 +508,14 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 
 _MASK_64 = 2**64 - 1
+
+
+def _tile_draw(tile_size: int | None, least_share: float = 0.5) -> TileDraw | None:
+    if tile_size is None:
+        return None
+    _require_lengths("tile_size", [tile_size])
+    _require_probability("tile_least_share", least_share)
+    return TileDraw(tile_size, least_share)
 
 
 def _draw_crop(full_hw: tuple[int, int], crop_hw: tuple[int, int], generator: np.random.Generator) -> Crop:

@@ -15,7 +15,7 @@ from swin_dense.config import SwinConfig
 from swin_dense.heads.anchors import PUBLISHED_ANCHOR_SCALE
 from swin_dense.heads.backbones import Normalize, as_backbone
 from swin_dense.heads.cascade_roi_heads import cascade_roi_heads
-from swin_dense.heads.detector_settings import DetectorSettings
+from swin_dense.heads.detector_settings import COCO_IGNORE_OVERLAP, DetectorSettings
 from swin_dense.heads.fpn import FPN
 from swin_dense.heads.mask_pasting import paste_masks
 from swin_dense.heads.mask_rcnn import MaskRCNN
@@ -36,6 +36,7 @@ def cascade_mask_rcnn(
     anchor_scale: float = PUBLISHED_ANCHOR_SCALE,
     max_proposals: int = 1000,
     samples_per_image: int = 512,
+    ignore_overlap: float | None = COCO_IGNORE_OVERLAP,
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
 ) -> MaskRCNN:
@@ -54,6 +55,8 @@ def cascade_mask_rcnn(
         anchor_scale: Anchor side over stride; smaller for small objects. Boxes change level in proportion to it.
         max_proposals: Proposals of one image, twice as many in training; fewer are faster.
         samples_per_image: Boxes that each stage is trained on, a quarter of them objects.
+        ignore_overlap: What has this share of its area in a crowd or another region to ignore is not learnt as
+            background; None learns it so, as the published models did.
         image_mean: Of each channel; None is ImageNet's.
         image_std: Of each channel; None is ImageNet's.
 
@@ -77,6 +80,7 @@ def cascade_mask_rcnn(
         anchor_scale=anchor_scale,
         max_proposals=max_proposals,
         samples_per_image=samples_per_image,
+        ignore_overlap=ignore_overlap,
         image_mean=image_mean,
         image_std=image_std,
     )

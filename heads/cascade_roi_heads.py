@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import clip_boxes_to_image
@@ -22,7 +21,7 @@ from swin_dense.features import FeatureSpec
 from swin_dense.heads.batch_norm import BatchNorm
 from swin_dense.heads.detector_settings import DetectorSettings
 from swin_dense.heads.losses import classification_loss, overlap_loss
-from swin_dense.heads.matching import BoxCoder, ProposalSampler, Samples, pick_class
+from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher, ProposalSampler, Samples, pick_class
 from swin_dense.heads.roi_heads import (
     BOX_SIDE,
     MASK_SIDE,
@@ -269,15 +268,15 @@ def cascade_roi_heads(
         mask_roi_pool=published_pooling(feature_specs, MASK_SIDE, settings.anchor_scale),
         mask_head=mask_heads,
         mask_predictor=mask_predictors,
-        stages=[_stage(numbers, settings.samples_per_image) for numbers in PUBLISHED_STAGES],
+        stages=[_stage(numbers, settings) for numbers in PUBLISHED_STAGES],
         select=DetectionSelector(settings.score_threshold, NMS_IOU, settings.max_detections),
     )
 
 
-def _stage(numbers: StageNumbers, samples_per_image: int) -> CascadeStage:
-    matcher = Matcher(numbers.iou, numbers.iou, allow_low_quality_matches=False)
+def _stage(numbers: StageNumbers, settings: DetectorSettings) -> CascadeStage:
+    matcher = MaxIoUMatcher(numbers.iou, numbers.iou, minimum_iou=None)
     return CascadeStage(
-        sample=ProposalSampler(matcher, samples_per_image, POSITIVE_FRACTION),
+        sample=ProposalSampler(matcher, settings.samples_per_image, POSITIVE_FRACTION, settings.ignore_overlap),
         box_coder=BoxCoder.from_stds(numbers.stds),
         loss_weight=numbers.loss_weight,
     )

@@ -8,6 +8,9 @@ from typing import Any
 
 from swin_dense.errors import ConfigError
 
+COCO_IGNORE_OVERLAP = 0.5
+"""From this overlap on COCO's evaluation forgives a detection in a crowd, at the lowest of its thresholds."""
+
 _COUNTS = (
     "num_classes",
     "fpn_channels",
@@ -33,11 +36,13 @@ class DetectorSettings:
         anchor_scale: Anchor side over stride.
         max_proposals: Proposals of one image.
         samples_per_image: Proposals that a box head is trained on.
+        ignore_overlap: Anchors and proposals with this share of their area in a crowd or another region to ignore are
+            not background, see `matching.without_ignored`; None makes such regions background, as published.
         image_mean: Of each channel; None is ImageNet's.
         image_std: Of each channel; None is ImageNet's.
 
     Raises:
-        ConfigError: A count is below 1, or the scale is not above 0.
+        ConfigError: A count is below 1, the scale is not above 0, or the overlap is not a share.
     """
 
     num_classes: int
@@ -49,6 +54,7 @@ class DetectorSettings:
     anchor_scale: float
     max_proposals: int
     samples_per_image: int
+    ignore_overlap: float | None
     image_mean: Sequence[float] | None
     image_std: Sequence[float] | None
 
@@ -59,6 +65,8 @@ class DetectorSettings:
                 raise ConfigError(f"{name} must be 1 or more, got {count}.")
         if self.anchor_scale <= 0:
             raise ConfigError(f"anchor_scale must be above 0, got {self.anchor_scale}.")
+        if self.ignore_overlap is not None and not 0 < self.ignore_overlap <= 1:
+            raise ConfigError(f"ignore_overlap must be above 0 and at most 1, or None, got {self.ignore_overlap}.")
 
     def plain(self) -> dict[str, Any]:
         """The settings by name, in types that JSON has."""

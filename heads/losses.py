@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import generalized_box_iou_loss, roi_align
+from torchvision.ops import generalized_box_iou_loss
 
 from swin_dense.conventions import IGNORED_LABEL
 
@@ -75,25 +75,6 @@ def overlap_loss(boxes: Tensor, targets: Tensor, num_samples: int) -> Tensor:
         num_samples: N.
     """
     return generalized_box_iou_loss(boxes, targets, reduction="sum") / max(num_samples, 1)
-
-
-def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> Tensor:
-    """What the mask head should see in each box: the object's mask, resampled and made binary again.
-
-    Args:
-        masks: (G, H, W) uint8 masks of one image's objects.
-        boxes: (N, 4) xyxy in pixels.
-        matched: (N,) the object of each box.
-        size: The side of the mask head's output.
-
-    Returns:
-        (N, size, size) float, 0 or 1.
-    """
-    rois = functional.pad(boxes, (1, 0))
-    rois[:, 0] = matched
-    pixels = masks[:, None].to(rois.dtype)
-    aligned = roi_align(pixels, rois, (size, size), spatial_scale=1.0, sampling_ratio=0, aligned=True)
-    return (aligned[:, 0] >= 0.5).to(rois.dtype)
 
 
 def mask_loss(mask_logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:

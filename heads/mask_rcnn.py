@@ -24,16 +24,16 @@ from swin_dense.config import SwinConfig
 from swin_dense.errors import ConfigError, DataError
 from swin_dense.heads.anchors import PUBLISHED_ANCHOR_SCALE
 from swin_dense.heads.backbones import Normalize, as_backbone
-from swin_dense.heads.detector_settings import DetectorSettings
+from swin_dense.heads.detector_settings import COCO_IGNORE_OVERLAP, DetectorSettings
 from swin_dense.heads.fpn import FPN
 from swin_dense.heads.mask_pasting import paste_masks
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.roi_heads import published_roi_heads, torchvision_roi_heads
 from swin_dense.heads.rpn import published_rpn, torchvision_rpn_defaults
+from swin_dense.heads.targets import Target, check_target, training_target
 from swin_dense.swin import SwinTransformer
 from swin_dense.windows import missing_to_multiple
 
-Target = dict[str, Tensor]
 Style = Literal["published", "torchvision"]
 
 
@@ -89,8 +89,9 @@ class MaskRCNN(nn.Module):
             targets: Training only; per image
                 "boxes":   (N, 4) float xyxy in pixels of that image,
                 "labels":  (N,) int64 in [0, K),
-                "masks":   (N, H, W) uint8, 0 or 1,
-                "iscrowd": (N,) bool, optional; crowd regions take no part in training.
+                "masks":   (N, H, W) uint8, 0 or 1, or `BoxMasks`, which hold the same in a fraction of the memory,
+                "iscrowd": (N,) bool, optional; a crowd, or any region to ignore, takes no part in training: nothing in
+                           it is learnt as an object, nor, see `ignore_overlap` of the builder, as background.
                 N may be 0.
 
         Returns:
@@ -123,7 +124,7 @@ class MaskRCNN(nn.Module):
             check_target(target, index, (image.shape[1], image.shape[2]), self.num_classes)
         batch, levels = self._pyramid(images)
         stride = self._padding_stride
-        inner = [_inner_target(target, image, stride) for target, image in zip(targets, images, strict=True)]
+        inner = [training_target(target, image, stride) for target, image in zip(targets, images, strict=True)]
         proposals, proposal_losses = self.rpn(batch, levels, inner)
         _, detection_losses = self.roi_heads(levels, proposals, batch.image_sizes, inner)
         return {**proposal_losses, **detection_losses}
@@ -167,65 +168,6 @@ def pad_to_batch(images: Sequence[Tensor], divisor: int) -> ImageList:
     return ImageList(torch.stack(padded), sizes_hw)
 
 
-def check_target(target: Target, index: int, size_hw: tuple[int, int], num_classes: int) -> None:
-    """Refuse a target that would train something else than meant. Values are looked at on the CPU only.
-
-    Args:
-        target: As in `MaskRCNN.forward`.
-        index: Of the image in the batch, for the message.
-        size_hw: Of the image.
-        num_classes: K.
-
-    Raises:
-        DataError: Says the image, the field, what was wanted and what was got.
-    """
-    boxes, labels, masks = (_field(target, index, name) for name in ("boxes", "labels", "masks"))
-    wanted_shapes = {"boxes": (len(boxes), 4), "labels": (len(boxes),), "masks": (len(boxes), *size_hw)}
-    for name, value in (("boxes", boxes), ("labels", labels), ("masks", masks)):
-        if tuple(value.shape) != wanted_shapes[name]:
-            message = f"target {index}: {name} must have shape {wanted_shapes[name]}, got {tuple(value.shape)}"
-            raise DataError(f"{message}; boxes, labels and masks hold one row per object, masks the image's size.")
-    if "iscrowd" in target and tuple(target["iscrowd"].shape) != (len(boxes),):
-        got = tuple(target["iscrowd"].shape)
-        raise DataError(f"target {index}: iscrowd must have shape {(len(boxes),)}, got {got}; one value per object.")
-    if labels.dtype != torch.int64 or not boxes.is_floating_point() or masks.dtype not in (torch.uint8, torch.bool):
-        dtypes = f"{labels.dtype}, {boxes.dtype} and {masks.dtype}"
-        raise DataError(f"target {index}: labels must be int64, boxes float and masks uint8 or bool, got {dtypes}.")
-    if boxes.is_cuda or len(boxes) == 0:
-        return
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise DataError(
-            f"target {index}: labels must be 0 to {num_classes - 1} (0-based, background not counted), "
-            f"got {labels.min()} to {labels.max()}."
-        )
-    if masks.max() > 1:
-        raise DataError(f"target {index}: masks must be 0 or 1, got {int(masks.max())}; divide or compare them first.")
-    good = boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    if not good.all():
-        row = int((~good).nonzero()[0])
-        raise DataError(
-            f"target {index}: box {row} must be finite xyxy with x2 > x1 and y2 > y1, got {boxes[row].tolist()}."
-        )
-
-
-def _field(target: Target, index: int, name: str) -> Tensor:
-    if name not in target:
-        raise DataError(f"target {index} has no {name!r}; it holds {', '.join(sorted(target)) or 'nothing'}.")
-    return target[name]
-
-
-def _inner_target(target: Target, image: Tensor, stride: int) -> Target:
-    """What the parts need: no crowds, background as class 0, the image's size, and that in whole cells."""
-    size_hw = torch.tensor(image.shape[1:])
-    padded_size_hw = torch.tensor([side + missing_to_multiple(side, stride) for side in image.shape[1:]])
-    fields = {name: target[name] for name in ("boxes", "labels", "masks")}
-    if "iscrowd" in target:
-        countable = ~target["iscrowd"].bool()
-        fields = {name: value[countable] for name, value in fields.items()}
-    fields["labels"] = fields["labels"] + 1
-    return {**fields, "size_hw": size_hw.to(image.device), "padded_size_hw": padded_size_hw.to(image.device)}
-
-
 def mask_rcnn(
     backbone: str | SwinConfig | SwinTransformer,
     num_classes: int,
@@ -238,6 +180,7 @@ def mask_rcnn(
     anchor_scale: float = PUBLISHED_ANCHOR_SCALE,
     max_proposals: int = 1000,
     samples_per_image: int = 512,
+    ignore_overlap: float | None = COCO_IGNORE_OVERLAP,
     style: Style = "published",
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
@@ -256,8 +199,11 @@ def mask_rcnn(
         anchor_scale: Anchor side over stride; smaller for small objects. Boxes change level in proportion to it.
         max_proposals: Proposals of one image; fewer are faster.
         samples_per_image: Proposals that the box head is trained on, a quarter of them objects.
+        ignore_overlap: What has this share of its area in a crowd or another region to ignore is not learnt as
+            background; None learns it so, as the published models did.
         style: "published" is the network of the published Swin detectors. "torchvision" keeps torchvision's own
-            anchors, pooling, losses and mask pasting, for checkpoints trained with them.
+            anchors, pooling, losses and mask pasting, for checkpoints trained with them; regions to ignore are
+            background in it.
         image_mean: Of each channel; None is ImageNet's.
         image_std: Of each channel; None is ImageNet's.
 
@@ -283,6 +229,7 @@ def mask_rcnn(
         anchor_scale=anchor_scale,
         max_proposals=max_proposals,
         samples_per_image=samples_per_image,
+        ignore_overlap=ignore_overlap,
         image_mean=image_mean,
         image_std=image_std,
     )

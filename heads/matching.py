@@ -3,47 +3,63 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision.models.detection import _utils as detection
-from torchvision.ops import box_iou
+from torchvision.ops import box_area, box_iou
 
 from swin_dense.heads.precision import at_least_float32
+from swin_dense.heads.targets import TrainingTarget
+
+NEGATIVE, BETWEEN = -1, -2  # codes of boxes that stand for no object, torchvision's
+_PAIRS_AT_ONCE = 2**20  # of hundreds of objects with all anchors the overlaps would take gigabytes
 
 
-class MaxIoUMatcher(detection.Matcher):
+@dataclass(frozen=True)
+class MaxIoUMatcher:
     """Match boxes to objects by IoU, as the published models are trained.
 
-    A box is positive for the object it overlaps most from `positive_iou` on, negative under `negative_iou`, ignored
+    A box is positive for the object it overlaps most from `positive_iou` on, negative under `negative_iou`, neither
     between. Besides, the boxes that overlap an object most are positive for that object if that overlap reaches
     `minimum_iou`; torchvision has no such bound and gives them to the object they overlap most themselves.
 
-    Args:
+    Attributes:
         positive_iou: From here on a box is positive.
         negative_iou: Below this a box is negative.
-        minimum_iou: The least overlap of an object's best boxes.
+        minimum_iou: The least overlap of an object's best boxes; None leaves this rule out.
     """
 
-    def __init__(self, positive_iou: float, negative_iou: float, minimum_iou: float) -> None:
-        super().__init__(positive_iou, negative_iou, allow_low_quality_matches=True)
-        self.minimum_iou = minimum_iou
+    positive_iou: float
+    negative_iou: float
+    minimum_iou: float | None
 
-    def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
-        """Give each object its best boxes; `matches` is changed in place.
+    def __call__(self, objects: Tensor, boxes: Tensor) -> Tensor:
+        """Objects (G, 4) and boxes (N, 4) to (N,) int64: the object of each box, NEGATIVE or BETWEEN."""
+        if not len(objects) or not len(boxes):
+            return boxes.new_full((len(boxes),), NEGATIVE, dtype=torch.int64)
+        return self.match(box_iou(some, boxes) for some in objects.split(max(1, _PAIRS_AT_ONCE // len(boxes))))
 
-        Args:
-            matches: (N,) the object of each box, or a negative code.
-            all_matches: (N,) the object each box overlaps most.
-            match_quality_matrix: (G, N) IoU of objects and boxes.
-        """
-        best_iou = match_quality_matrix.amax(dim=1, keepdim=True)
-        is_best = (match_quality_matrix == best_iou) & (best_iou >= self.minimum_iou)
-        objects = torch.arange(len(match_quality_matrix), device=matches.device)[:, None]
-        last_object = torch.where(is_best, objects, -1).amax(dim=0)
-        matches.copy_(torch.where(last_object >= 0, last_object, matches))
+    def match(self, parts: Iterable[Tensor]) -> Tensor:
+        """The same from the IoU of all objects with all boxes: one or more (g, N), together (G, N)."""
+        best_iou, best_object, claimed_by = torch.tensor(-1.0), torch.tensor(NEGATIVE), torch.tensor(NEGATIVE)
+        num_objects = 0
+        for iou in parts:
+            part_iou, part_object = iou.max(dim=0)
+            is_better = part_iou > best_iou
+            best_iou = torch.where(is_better, part_iou, best_iou)
+            best_object = torch.where(is_better, part_object + num_objects, best_object)
+            if self.minimum_iou is not None:
+                iou_of_object = iou.amax(dim=1, keepdim=True)
+                is_best_box = (iou == iou_of_object) & (iou_of_object >= self.minimum_iou)
+                objects = torch.arange(num_objects, num_objects + len(iou), device=iou.device)[:, None]
+                claimed_by = torch.maximum(claimed_by, torch.where(is_best_box, objects, NEGATIVE).amax(dim=0))
+            num_objects += len(iou)
+        missed = torch.where(best_iou < self.negative_iou, NEGATIVE, BETWEEN)
+        matches = torch.where(best_iou >= self.positive_iou, best_object, missed)
+        return torch.where(claimed_by >= 0, claimed_by, matches)
 
 
 @dataclass(frozen=True)
@@ -79,32 +95,69 @@ class Samples:
         return self.rows(self.labels > 0)
 
 
+def without_ignored(labels: Tensor, boxes: Tensor, regions: Tensor, overlap: float | None) -> Tensor:
+    """Take out of the background what lies in a region to ignore: nobody said what is there.
+
+    How much of a box lies in a region is measured on the box's own area, as COCO's evaluation does for crowds; it
+    forgives detections from an overlap of 0.5 on. Boxes that stand for an object stay, as there too an object is found
+    first and a crowd takes the rest; matterport/Mask_RCNN trains so. Others drop such objects also: Detectron
+    (CROWD_FILTER_THRESH 0.7, proposals only) and mmdetection (`ignore_iof_thr`), whose published configurations switch
+    it off with -1, so that crowds are background.
+
+    Args:
+        labels: (N,) 0 for background, above for objects, below for neither.
+        boxes: (N, 4) xyxy.
+        regions: (I, 4) xyxy.
+        overlap: From this share of its area in one region on, a box is not background; None changes nothing.
+
+    Returns:
+        (N,) labels, -1 where background was taken out.
+    """
+    if overlap is None or not len(regions):
+        return labels
+    most = boxes.new_zeros(len(boxes))
+    for some in regions.split(max(1, _PAIRS_AT_ONCE // max(1, len(boxes)))):
+        low, high = torch.maximum(boxes[:, None, :2], some[:, :2]), torch.minimum(boxes[:, None, 2:], some[:, 2:])
+        most = torch.maximum(most, (high - low).clamp(min=0).prod(dim=2).amax(dim=1))
+    lies_inside = (most > 0) & (most >= overlap * box_area(boxes))
+    return torch.where((labels == 0) & lies_inside, -1, labels)
+
+
 class ProposalSampler:
     """Choose proposals to train on, at random: up to a share of boxes on objects, the rest background.
 
     The objects' own boxes are among the candidates, so that a head has objects to learn from before proposals are good.
 
     Args:
-        matcher: From the IoU of objects and boxes (G, N) to the object of each box, negative for background.
+        matcher: From objects and boxes to the object of each box, negative for background.
         samples_per_image: N.
         positive_fraction: The largest share of objects.
+        ignore_overlap: See `without_ignored`.
     """
 
-    def __init__(self, matcher: Callable[[Tensor], Tensor], samples_per_image: int, positive_fraction: float) -> None:
+    def __init__(
+        self,
+        matcher: MaxIoUMatcher,
+        samples_per_image: int,
+        positive_fraction: float,
+        ignore_overlap: float | None,
+    ) -> None:
         self.matcher = matcher
+        self.ignore_overlap = ignore_overlap
         self.draw = detection.BalancedPositiveNegativeSampler(samples_per_image, positive_fraction)
 
-    def __call__(self, proposals: Tensor, target: Mapping[str, Tensor]) -> Samples:
-        """Proposals (M, 4) xyxy and an image's "boxes" (G, 4) and "labels" (G,) from 1 to what is trained on."""
+    def __call__(self, proposals: Tensor, target: TrainingTarget) -> Samples:
+        """Proposals (M, 4) xyxy and an image's objects to what is trained on."""
         objects = target["boxes"].to(proposals.dtype)
         boxes = torch.cat((proposals, objects))
         matched = labels = boxes.new_zeros(len(boxes), dtype=torch.int64)
         matched_boxes = boxes
         if len(objects):
-            matches = self.matcher(box_iou(objects, boxes))
+            matches = self.matcher(objects, boxes)
             matched = matches.clamp(min=0)
             matched_boxes = objects[matched]
             labels = torch.where(matches >= 0, target["labels"][matched], 0)
+        labels = without_ignored(labels, boxes, target["ignored_boxes"].to(boxes.dtype), self.ignore_overlap)
         is_object_itself = torch.arange(len(boxes), device=boxes.device) >= len(proposals)
         (positive,), (negative,) = self.draw([labels])
         samples = Samples(boxes, labels, matched, matched_boxes, is_object_itself)

@@ -20,10 +20,12 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 
 from swin_dense.features import FeatureSpec
 from swin_dense.heads.detector_settings import DetectorSettings
-from swin_dense.heads.losses import classification_loss, mask_loss, mask_targets, offset_loss
+from swin_dense.heads.losses import classification_loss, mask_loss, offset_loss
+from swin_dense.heads.mask_targets import mask_targets
 from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher, ProposalSampler, Samples, pick_class
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.roi_pooling import PyramidRoIAlign, published_pooling
+from swin_dense.heads.targets import TrainingTarget
 
 BOX_SIDE, MASK_SIDE = 7, 14  # cells that a box is pooled to for either head
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)  # of the wanted offsets, `target_stds` of the published configurations
@@ -31,7 +33,7 @@ NMS_IOU = 0.5
 POSITIVE_FRACTION = 0.25
 
 Detections = list[dict[str, Tensor]]
-Targets = Sequence[Mapping[str, Tensor]]
+Targets = Sequence[TrainingTarget]
 
 
 class BoxPredictor(FastRCNNPredictor):
@@ -155,7 +157,7 @@ class RoIHeads(nn.Module):
             features: {name: (B, C, h, w)}.
             proposals: Per image (N, 4) xyxy in input pixels.
             image_shapes: Per image (H, W) before padding.
-            targets: Per image "boxes" (G, 4), "labels" (G,) from 1, "masks" (G, H, W); training only.
+            targets: Per image; training only.
 
         Returns:
             Detections (empty in training): per image "boxes" (D, 4), "labels" (D,) from 1, "scores" (D,),
@@ -215,7 +217,7 @@ def sampled_mask_loss(mask_logits: Tensor, objects: Sequence[Samples], targets: 
     Args:
         mask_logits: (N, K + 1, M, M) of all images' boxes, one after the other.
         objects: Per image those boxes.
-        targets: Per image "masks" (G, H, W).
+        targets: Per image.
     """
     size = mask_logits.shape[-1]
     wanted = [
@@ -251,13 +253,33 @@ def published_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: Dete
         box_roi_pool=published_pooling(feature_specs, BOX_SIDE, settings.anchor_scale),
         mask_roi_pool=published_pooling(feature_specs, MASK_SIDE, settings.anchor_scale),
         **modules,
-        sample=ProposalSampler(MaxIoUMatcher(0.5, 0.5, minimum_iou=0.5), settings.samples_per_image, POSITIVE_FRACTION),
+        sample=ProposalSampler(
+            MaxIoUMatcher(0.5, 0.5, minimum_iou=0.5),
+            settings.samples_per_image,
+            POSITIVE_FRACTION,
+            settings.ignore_overlap,
+        ),
         box_coder=BoxCoder.from_stds(BOX_STDS),
         select=DetectionSelector(settings.score_threshold, NMS_IOU, settings.max_detections),
     )
 
 
-def torchvision_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings) -> TorchvisionRoIHeads:
+class FullMaskRoIHeads(TorchvisionRoIHeads):
+    """torchvision's heads, which want masks of the image's size in training."""
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Targets | None = None,
+    ) -> tuple[Detections, dict[str, Tensor]]:
+        """Arguments and results as those of `RoIHeads`."""
+        full = None if targets is None else [{**target, "masks": target["masks"].full()} for target in targets]
+        return super().forward(features, proposals, image_shapes, full)
+
+
+def torchvision_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings) -> FullMaskRoIHeads:
     """The heads as torchvision builds them for its own Mask R-CNN.
 
     Args:
@@ -265,7 +287,7 @@ def torchvision_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: De
         settings: All numbers.
     """
     names = list(feature_specs)
-    return TorchvisionRoIHeads(
+    return FullMaskRoIHeads(
         box_roi_pool=MultiScaleRoIAlign(names, output_size=BOX_SIDE, sampling_ratio=2),
         mask_roi_pool=MultiScaleRoIAlign(names, output_size=MASK_SIDE, sampling_ratio=2),
         **_head_modules(settings),

@@ -17,11 +17,9 @@ from swin_dense.features import FeatureSpec
 from swin_dense.heads.anchors import PyramidAnchors
 from swin_dense.heads.detector_settings import DetectorSettings
 from swin_dense.heads.losses import proposal_losses
-from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher
+from swin_dense.heads.matching import NEGATIVE, BoxCoder, MaxIoUMatcher, without_ignored
 from swin_dense.heads.precision import at_least_float32
-
-Target = Mapping[str, Tensor]
-Targets = list[dict[str, Tensor]]
+from swin_dense.heads.targets import TrainingTarget
 
 _COMMON_NUMBERS = {
     "fg_iou_thresh": 0.7,
@@ -51,6 +49,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         max_training_proposals: Proposals of one image in training; twice `max_proposals` of each level are looked at.
         takes_part: From anchors (A, 4) and a target to (A,) bool: which anchors are trained on.
         box_loss_beta: Of the smooth L1 loss, see `losses.proposal_losses`.
+        ignore_overlap: See `matching.without_ignored`.
     """
 
     def __init__(
@@ -59,8 +58,9 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         head: RPNHead,
         max_proposals: int,
         max_training_proposals: int,
-        takes_part: Callable[[Tensor, Target], Tensor],
+        takes_part: Callable[[Tensor, TrainingTarget], Tensor],
         box_loss_beta: float,
+        ignore_overlap: float | None,
     ) -> None:
         super().__init__(
             anchors,
@@ -74,29 +74,35 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         self.min_size = torch.finfo(torch.float32).tiny  # any box with an area
         self.takes_part = takes_part
         self.box_loss_beta = box_loss_beta
+        self.ignore_overlap = ignore_overlap
 
-    def assign_targets_to_anchors(self, anchors: list[Tensor], targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[TrainingTarget]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """As torchvision's, among the anchors that take part.
 
         Args:
             anchors: Per image (A, 4).
-            targets: Per image "boxes" (G, 4), "size_hw" (2,), "padded_size_hw" (2,); see `MaskRCNN.losses`.
+            targets: Per image.
 
         Returns:
-            Per image labels (A,): 1 object, 0 background, -1 no part; and matched boxes (A, 4).
+            Per image labels (A,): 1 object, 0 background, -1 no part; and boxes (A, 4): the objects', elsewhere the
+            anchors themselves.
         """
-        labels, matched_boxes = [], []
-        for image_anchors, target in zip(anchors, targets, strict=True):
-            image_labels = image_anchors.new_full((len(image_anchors),), -1)
-            image_boxes = image_anchors.clone()
-            rows = self.takes_part(image_anchors, target).nonzero().squeeze(1)
-            if len(rows):  # none fit into a tiny image
-                (row_labels,), (row_boxes,) = super().assign_targets_to_anchors([image_anchors[rows]], [target])
-                image_labels[rows] = row_labels.to(image_labels.dtype)
-                image_boxes[rows] = row_boxes.to(image_boxes.dtype)
-            labels.append(image_labels)
-            matched_boxes.append(image_boxes)
-        return labels, matched_boxes
+        assigned = [self._assign(image_anchors, target) for image_anchors, target in zip(anchors, targets, strict=True)]
+        labels, matched_boxes = zip(*assigned, strict=True)
+        return list(labels), list(matched_boxes)
+
+    def _assign(self, anchors: Tensor, target: TrainingTarget) -> tuple[Tensor, Tensor]:
+        labels, matched_boxes = anchors.new_full((len(anchors),), -1), anchors.clone()
+        rows = self.takes_part(anchors, target).nonzero().squeeze(1)
+        objects = target["boxes"].to(anchors.dtype)
+        matches = self.proposal_matcher(objects, anchors[rows])
+        labels[rows] = torch.where(matches >= 0, 1, torch.where(matches == NEGATIVE, 0, -1)).to(labels.dtype)
+        is_object = matches >= 0
+        matched_boxes[rows[is_object]] = objects[matches[is_object]]
+        regions = target["ignored_boxes"].to(anchors.dtype)
+        return without_ignored(labels, anchors, regions, self.ignore_overlap), matched_boxes
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
@@ -116,7 +122,7 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
         )
 
 
-def cells_inside(anchors: Tensor, target: Target) -> Tensor:
+def cells_inside(anchors: Tensor, target: TrainingTarget) -> Tensor:
     """Anchors whose cell begins inside the image: (A, 4) and "padded_size_hw" (2,) to (A,) bool.
 
     That size is the image's own, rounded up to whole cells of the coarsest backbone map, before it is padded to the
@@ -126,7 +132,7 @@ def cells_inside(anchors: Tensor, target: Target) -> Tensor:
     return (cell_corner_xy < target["padded_size_hw"].flip(0) - 1e-3).all(dim=1)
 
 
-def anchors_inside(anchors: Tensor, target: Target) -> Tensor:
+def anchors_inside(anchors: Tensor, target: TrainingTarget) -> Tensor:
     """Anchors that lie inside the image as a whole: (A, 4) and "size_hw" (2,) to (A,) bool."""
     return (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2:] < target["size_hw"].flip(0)).all(dim=1)
 
@@ -138,9 +144,7 @@ def published_rpn(feature_specs: Mapping[str, FeatureSpec], settings: DetectorSe
         feature_specs: The pyramid's levels.
         settings: All numbers.
     """
-    anchors, head = _anchors_and_head(feature_specs, settings)
-    limits = (settings.max_proposals, settings.max_proposals)
-    return RegionProposalNetwork(anchors, head, *limits, takes_part=cells_inside, box_loss_beta=0.0)
+    return _corrected_rpn(feature_specs, settings, settings.max_proposals, cells_inside, box_loss_beta=0.0)
 
 
 def cascade_rpn(feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings) -> RegionProposalNetwork:
@@ -149,16 +153,26 @@ def cascade_rpn(feature_specs: Mapping[str, FeatureSpec], settings: DetectorSett
     It trains with twice as many proposals (`rpn_proposal.max_per_img=2000`), not on anchors that cross the image's
     border (`allowed_border=0`), and with a smooth L1 loss (`beta=1/9`). Arguments as for `published_rpn`.
     """
-    anchors, head = _anchors_and_head(feature_specs, settings)
-    limits = (settings.max_proposals, 2 * settings.max_proposals)
-    return RegionProposalNetwork(anchors, head, *limits, takes_part=anchors_inside, box_loss_beta=1 / 9)
+    return _corrected_rpn(feature_specs, settings, 2 * settings.max_proposals, anchors_inside, box_loss_beta=1 / 9)
 
 
-def _anchors_and_head(
-    feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings
-) -> tuple[PyramidAnchors, RPNHead]:
+def _corrected_rpn(
+    feature_specs: Mapping[str, FeatureSpec],
+    settings: DetectorSettings,
+    max_training_proposals: int,
+    takes_part: Callable[[Tensor, TrainingTarget], Tensor],
+    box_loss_beta: float,
+) -> RegionProposalNetwork:
     anchors = PyramidAnchors(feature_specs, settings.anchor_scale)
-    return anchors, RPNHead(settings.fpn_channels, anchors.num_anchors_per_location()[0])
+    return RegionProposalNetwork(
+        anchors,
+        RPNHead(settings.fpn_channels, anchors.num_anchors_per_location()[0]),
+        settings.max_proposals,
+        max_training_proposals,
+        takes_part,
+        box_loss_beta,
+        settings.ignore_overlap,
+    )
 
 
 def torchvision_rpn_defaults(

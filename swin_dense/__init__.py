@@ -20,6 +20,7 @@ from swin_dense.errors import (
 from swin_dense.features import FeatureSpec
 
 if TYPE_CHECKING:
+    from swin_dense.box_masks import BoxMasks
     from swin_dense.classification import Classifier, classifier
     from swin_dense.swin import SwinTransformer, create_backbone
     from swin_dense.weights import WeightsReport, load_weights, read_config
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "VARIANTS",
     "AnnotationError",
+    "BoxMasks",
     "CheckpointError",
     "Classifier",
     "ConfigError",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 _NEEDS_TORCH = {
+    "BoxMasks": "swin_dense.box_masks",
     "Classifier": "swin_dense.classification",
     "classifier": "swin_dense.classification",
     "SwinTransformer": "swin_dense.swin",

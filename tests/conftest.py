@@ -120,20 +120,27 @@ def semantic_tree(tmp_path: Path) -> SemanticTree:
 @pytest.fixture
 def make_instances() -> Callable[..., Any]:
     from swin_dense.datasets.instances import Instances
+    from swin_dense.datasets.outlines import Frame, Outline
 
     def make(size_hw: tuple[int, int], seed: int, count: int = 5) -> Instances:
-        """Filled rectangles: the box of each is exactly the box of its mask, and its label and id tell its row."""
+        """Filled rectangles, polygons and run lengths in turn: the box of each is exactly the box of its mask.
+
+        Label and id tell an object's row.
+        """
         generator = np.random.default_rng(seed)
         height, width = size_hw
-        masks = np.zeros((count, height, width), np.uint8)
-        boxes = np.zeros((count, 4), np.float32)
+        boxes, outlines = np.zeros((count, 4), np.float32), []
         for row in range(count):
             x1, y1 = int(generator.integers(width - 3)), int(generator.integers(height - 3))
             x2, y2 = int(generator.integers(x1 + 3, width + 1)), int(generator.integers(y1 + 3, height + 1))
-            masks[row, y1:y2, x1:x2] = 1
             boxes[row] = x1, y1, x2, y2
+            mask = np.zeros(size_hw, np.uint8)
+            mask[y1:y2, x1:x2] = 1
+            polygon = np.array([x1, y1, x2, y1, x2, y2, x1, y2], np.float64)
+            outlines.append(Outline((polygon,)) if row % 2 else Outline(runs=np.array(_runs(mask), np.uint32)))
         rows = np.arange(count)
-        return Instances(boxes, rows.astype(np.int64), masks, rows % 2 == 1, (rows + 100).astype(np.int64))
+        ids = (rows + 100).astype(np.int64)
+        return Instances(boxes, rows.astype(np.int64), outlines, rows % 2 == 1, ids, Frame.of_file(size_hw))
 
     return make
 

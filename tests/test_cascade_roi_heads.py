@@ -8,10 +8,11 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import batched_nms, box_iou, generalized_box_iou
 
+from swin_dense.box_masks import BoxMasks
 from swin_dense.features import FeatureSpec
 from swin_dense.heads.cascade_roi_heads import PUBLISHED_STAGES, cascade_roi_heads
 from swin_dense.heads.detector_settings import DetectorSettings
-from swin_dense.heads.losses import mask_targets
+from swin_dense.heads.mask_targets import mask_targets
 
 SPECS = {f"p{k}": FeatureSpec(4, 2**k) for k in (2, 3, 4, 5)}
 SIZES_HW = [(96, 128), (83, 101)]  # before padding to 96 x 128
@@ -25,6 +26,7 @@ SETTINGS = DetectorSettings(
     anchor_scale=8.0,
     max_proposals=1000,
     samples_per_image=512,
+    ignore_overlap=0.5,
     image_mean=None,
     image_std=None,
 )
@@ -74,7 +76,8 @@ def target_of(count, image=0, seed=5):
     return {
         "boxes": random_boxes(count, seed),
         "labels": torch.arange(count) % 3 + 1,
-        "masks": masks.to(torch.uint8),
+        "masks": BoxMasks.from_full(masks),
+        "ignored_boxes": torch.zeros(0, 4),
     }
 
 
@@ -316,8 +319,7 @@ def test_numbers_are_the_published_ones():
     assert tuple((stage.iou, stage.stds, stage.loss_weight) for stage in PUBLISHED_STAGES) == STAGES
     for stage, (iou, stds, weight) in zip(heads_of().stages, STAGES, strict=True):
         matcher, draw = stage.sample.matcher, stage.sample.draw
-        assert (matcher.high_threshold, matcher.low_threshold) == (iou, iou)
-        assert not matcher.allow_low_quality_matches
+        assert (matcher.positive_iou, matcher.negative_iou, matcher.minimum_iou) == (iou, iou, None)
         assert (draw.batch_size_per_image, draw.positive_fraction) == (512, 0.25)
         assert [1 / weight for weight in stage.box_coder.weights] == pytest.approx(list(stds))
         assert stage.loss_weight == weight

@@ -22,7 +22,9 @@ def dataset_of(tree, transform=None, **options):
 
 def contents(sample):
     target = sample.target
-    return (sample.image.numpy().tobytes(), *(target[key].numpy().tobytes() for key in sorted(target)), sample.image_id)
+    tensors = {**target, **vars(target["masks"])}
+    values = [value.numpy().tobytes() for value in tensors.values() if isinstance(value, torch.Tensor)]
+    return (sample.image.numpy().tobytes(), *values, sample.image_id)
 
 
 def load(dataset, num_workers, seed=5, num_batches=6):
@@ -41,7 +43,9 @@ def test_samples_have_the_stated_types_and_sizes(coco_tree):
     target = sample.target
     assert target["boxes"].tolist() == [[4, 6, 24, 15], [30, 2, 41, 15], [40, 30, 60, 40]]
     assert target["labels"].tolist() == [1, 2, 0] and target["iscrowd"].tolist() == [False, False, True]
-    assert target["masks"].shape == (3, 41, 67) and target["masks"].dtype == torch.uint8
+    masks = target["masks"]
+    assert masks.image_size_hw == (41, 67) and masks.full().shape == (3, 41, 67)
+    assert masks.sizes_hw.tolist() == [[9, 20], [13, 11], [10, 20]] and masks.pixels.dtype == torch.uint8
     assert (target["boxes"].dtype, target["labels"].dtype) == (torch.float32, torch.int64)
     assert (sample.image_id, sample.index, sample.original_size_hw) == (3, 0, (41, 67))
 
@@ -49,17 +53,16 @@ def test_samples_have_the_stated_types_and_sizes(coco_tree):
 def test_masks_lie_in_their_boxes(coco_tree):
     dataset = dataset_of(coco_tree)
     for index in range(len(dataset)):
-        _, instances = dataset.raw(index)
-        for mask, box in zip(instances.masks, instances.boxes_xyxy, strict=True):
-            rows, columns = np.nonzero(mask)
-            extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-            assert np.abs(np.array(extent) - box).max() <= 1
+        target = dataset[index].target
+        corners_xy = target["masks"].corners_xy
+        extents = torch.cat([corners_xy, corners_xy + target["masks"].sizes_hw.flip(1)], dim=1)
+        assert float((extents - target["boxes"]).abs().max()) <= 1 if len(extents) else index == 3
 
 
 def test_an_image_without_objects_has_empty_targets(coco_tree):
     target = dataset_of(coco_tree, TRAINING)[3].target
     assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
-    assert target["masks"].shape[0] == 0 and target["masks"].ndim == 3
+    assert len(target["masks"]) == 0 and target["masks"].full().shape[0] == 0
 
 
 def test_skip_empty_leaves_out_images_without_objects_or_with_crowds_only(coco_tree):
@@ -92,7 +95,41 @@ def test_ground_truth_has_the_same_masks_in_pycocotools(coco_tree):
     reference.createIndex()
     for index, image_id in enumerate(dataset.image_ids):
         masks = [reference.annToMask(entry) for entry in reference.imgToAnns[image_id]]
-        assert np.array_equal(dataset.raw(index)[1].masks, np.array(masks).reshape(-1, *dataset.sizes_hw[index]))
+        assert np.array_equal(dataset[index].target["masks"].full(), np.reshape(masks, (-1, *dataset.sizes_hw[index])))
+
+
+def test_an_ignored_annotation_is_a_region_that_takes_no_part_and_needs_only_a_box(coco_tree):
+    first, second = coco_tree.content["annotations"][:2]
+    first["ignore"] = 1
+    second.update(ignore=1, segmentation=[])
+    dataset = dataset_of(coco_tree)
+    target = dataset[0].target
+    assert target["iscrowd"].tolist() == [True, True, True]
+    assert target["masks"].crop(1).shape == (13, 11) and bool(target["masks"].crop(1).all())
+    assert [entry["iscrowd"] for entry in dataset.ground_truth["annotations"]] == [1, 1, 1, 0, 0, 1]
+    assert dataset_of(coco_tree, skip_empty=True).image_ids == [13]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_detections_in_an_ignored_region_are_no_mistakes(coco_tree):
+    from swin_dense.datasets.coco_evaluation import CocoEvaluator
+
+    def precision(ignore):
+        coco_tree.content["annotations"][1]["ignore"] = ignore
+        dataset = dataset_of(coco_tree)
+        evaluator = CocoEvaluator(dataset.ground_truth, dataset.label_map)
+        for index, image_id in enumerate(dataset.image_ids):
+            target = dataset[index].target
+            objects = ~target["iscrowd"]
+            boxes, labels = target["boxes"][objects].numpy(), target["labels"][objects].numpy()
+            if image_id == 3:  # twice, with the highest scores, in the region
+                boxes = np.concatenate([boxes, np.float32([[31, 3, 40, 14], [32, 4, 41, 15]])])
+                labels = np.append(labels, [2, 2])
+            scores = np.linspace(0.1, 0.9, len(boxes))
+            evaluator.add(image_id, boxes, scores, labels, None)
+        return evaluator.compute()["box"]["AP"]
+
+    assert precision(ignore=1) == pytest.approx(1.0) and precision(ignore=0) < 0.95
 
 
 def test_boxes_are_clipped_and_tiny_ones_dropped_with_all_of_theirs(coco_tree):

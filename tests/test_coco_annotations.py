@@ -39,6 +39,9 @@ def test_a_good_file_has_no_fault_and_no_finding(coco_tree):
         ({"id": True}, "id must be a whole number, got True"),
         ({"id": 2**70}, "id must be a whole number"),
         ({"iscrowd": 2}, "iscrowd must be 0 or 1, got 2"),
+        ({"ignore": "yes"}, "ignore must be 0 or 1, got 'yes'"),
+        ({"ignore": 1, "segmentation": [], "bbox": None}, "needs a segmentation or a bbox, got neither"),
+        ({"ignore": 0, "segmentation": []}, r"segmentation must be polygons or run lengths, got \[\]"),
         ({"area": NAN}, "area must be a finite number"),
         ({"area": "12"}, "area must hold numbers only"),
         ({"segmentation": None}, "segmentation must be polygons or run lengths, got None"),
@@ -122,3 +125,18 @@ def test_corner_boxes_are_recognised(coco_tree):
         annotation["bbox"] = [x, y, x + width, y + height]
     faults = read(coco_tree).faults
     assert any("fits its segmentation only as x1, y1, x2, y2" in fault for fault in faults)
+
+
+def test_an_ignored_box_is_drawn_inside_the_image_however_far_it_reaches(coco_tree):
+    annotation = coco_tree.content["annotations"][0]
+    annotation.update(ignore=1, segmentation=None, bbox=[-1e9, 6, 2e9, 9])
+    content = read(coco_tree)
+    assert content.faults == [] and content.table.is_crowd.tolist() == [True, False, True, False, False, True]
+    assert content.table.polygons(0)[0].tolist() == [0, 6, 67, 6, 67, 15, 0, 15]
+
+
+def test_outlines_share_the_memory_of_the_table(coco_tree):
+    table = read(coco_tree).table
+    polygon, runs = table.outline(0), table.outline(3)
+    assert np.shares_memory(polygon.polygons[0], table.points) and len(polygon.runs) == 0
+    assert np.shares_memory(runs.runs, table.runs) and runs.polygons == ()

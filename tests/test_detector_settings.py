@@ -16,6 +16,7 @@ NUMBERS = {
     "anchor_scale": 8.0,
     "max_proposals": 9,
     "samples_per_image": 10,
+    "ignore_overlap": None,
     "image_mean": (0.5, 0.25),
     "image_std": None,
 }
@@ -38,3 +39,10 @@ def test_counts_below_one_are_refused(name):
 def test_an_anchor_scale_must_be_positive():
     with pytest.raises(ConfigError, match=r"anchor_scale must be above 0, got 0\.0"):
         DetectorSettings(**{**NUMBERS, "anchor_scale": 0.0})
+
+
+@pytest.mark.parametrize("overlap", [0.0, -0.5, 1.5])
+def test_an_ignore_overlap_is_a_share(overlap):
+    with pytest.raises(ConfigError, match="ignore_overlap must be above 0 and at most 1, or None, got"):
+        DetectorSettings(**{**NUMBERS, "ignore_overlap": overlap})
+    assert DetectorSettings(**{**NUMBERS, "ignore_overlap": 1.0}).ignore_overlap == 1.0

@@ -22,12 +22,15 @@ def test_evaluate_repeats_the_scores_of_the_run(tiny_run, tmp_path, capsys):
     assert {"instance": "mask AP50", "semantic": "mIoU"}[tiny_run.task] in shown and "triangle" in shown
 
 
-def test_evaluate_and_predict_agree_bit_for_bit_on_objects(instance_run, shapes_root, tmp_path, capsys):
-    out = tmp_path / "results.json"
-    assert main(["evaluate", str(instance_run.last_model), "--predictions", str(out), "--device", "cpu"]) == 0
+WHOLE_OR_TILES = pytest.mark.parametrize("tiles", [[], ["--tile-size", "64", "--tile-overlap", "24"]])
+
+
+@WHOLE_OR_TILES
+def test_evaluate_and_predict_agree_bit_for_bit_on_objects(tiles, instance_run, shapes_root, tmp_path, capsys):
+    out, model = tmp_path / "results.json", str(instance_run.last_model)
+    assert main(["evaluate", model, "--predictions", str(out), "--device", "cpu", *tiles]) == 0
     images = shapes_root / "images" / "validation"
-    words = ["predict", str(instance_run.last_model), str(images), "--out", str(tmp_path / "p"), "--device", "cpu"]
-    assert main(words) == 0
+    assert main(["predict", model, str(images), "--out", str(tmp_path / "p"), "--device", "cpu", *tiles]) == 0
     evaluated = json.loads(out.read_text())
     predicted = json.loads((tmp_path / "p" / "results.json").read_text())["detections"]
     ids = {f"shapes_{100000 + number}.jpg": 100000 + number for number in range(1, 5)}
@@ -42,13 +45,12 @@ def test_evaluate_and_predict_agree_bit_for_bit_on_objects(instance_run, shapes_
     assert as_evaluated == evaluated
 
 
-def test_evaluate_and_predict_agree_bit_for_bit_on_labels(semantic_run, shapes_root, tmp_path, capsys):
-    assert (
-        main(["evaluate", str(semantic_run.last_model), "--predictions", str(tmp_path / "e"), "--device", "cpu"]) == 0
-    )
+@WHOLE_OR_TILES
+def test_evaluate_and_predict_agree_bit_for_bit_on_labels(tiles, semantic_run, shapes_root, tmp_path, capsys):
+    model = str(semantic_run.last_model)
+    assert main(["evaluate", model, "--predictions", str(tmp_path / "e"), "--device", "cpu", *tiles]) == 0
     images = shapes_root / "images" / "validation"
-    words = ["predict", str(semantic_run.last_model), str(images), "--out", str(tmp_path / "p"), "--device", "cpu"]
-    assert main(words) == 0
+    assert main(["predict", model, str(images), "--out", str(tmp_path / "p"), "--device", "cpu", *tiles]) == 0
     evaluated = sorted((tmp_path / "e").iterdir())
     assert [path.name for path in evaluated] == [f"shapes_10000{number}.png" for number in range(1, 5)]
     values = set()
@@ -57,6 +59,13 @@ def test_evaluate_and_predict_agree_bit_for_bit_on_labels(semantic_run, shapes_r
             assert np.array_equal(np.asarray(first), np.asarray(second))
             values |= set(np.unique(np.asarray(first)))
     assert len(values) > 1 and values <= set(range(1, 11))  # the files' values, not class indices
+
+
+def test_pictures_over_the_limit_need_a_word(semantic_run, tmp_path, capsys):
+    words = ["evaluate", str(semantic_run.last_model), "--device", "cpu", "--max-pixels"]
+    assert main([*words, "1000"]) == 3
+    assert "allow more with --max-pixels" in capsys.readouterr().err
+    assert main([*words, "100000"]) == 0
 
 
 def refusal(words, capsys):

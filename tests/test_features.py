@@ -84,7 +84,12 @@ def test_short_edge_resizes(tiny_run, pictures, tmp_path, capsys):
     [
         ("swin_tt", [], 2, "there is no Swin variant 'swin_tt'; did you mean 'swin_t'?"),
         ("nowhere.safetensors", [], 4, "nowhere.safetensors: there is no such weights file"),
-        ("swin_t", ["--weights", "nowhere.pth"], 4, "there is no file nowhere.pth, and there are no published weights of that name"),
+        (
+            "swin_t",
+            ["--weights", "nowhere.pth"],
+            4,
+            "there is no file nowhere.pth, and there are no published weights of that name",
+        ),
         ("swin_t", ["--short-edge", "-3"], 2, "short_edge must be whole numbers of pixels"),
     ],
 )

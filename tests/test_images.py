@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swin_dense.datasets.images import image_size_hw, read_image, read_label
-from swin_dense.errors import ImageError
+from swin_dense.datasets.images import MAX_PIXELS, image_size_hw, max_pixels, pixel_limit, read_image, read_label
+from swin_dense.errors import ConfigError, ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (13, 7, 3), dtype=np.uint8)
 
@@ -84,6 +84,43 @@ def test_read_image_refuses_bombs_from_the_header(tmp_path, side):
     Image.new("1", (side, side)).save(path)
     with pytest.raises(ImageError, match="more than 89 megapixels"):
         read_image(path)
+
+
+def test_pixel_limit_allows_more_for_as_long_as_it_holds(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("1", (14000, 13000)).save(path)  # over twice Pillow's own limit too
+    with pixel_limit(14000 * 13000):
+        assert image_size_hw(path) == (13000, 14000)
+        with pixel_limit(None):
+            assert image_size_hw(path) == (13000, 14000)
+        with pixel_limit(14000 * 13000 - 1), pytest.raises(ImageError, match=r"more than 182 megapixels.*--max-pixels"):
+            image_size_hw(path)
+    assert max_pixels() == MAX_PIXELS
+    with pytest.raises(ImageError, match="SWIN_DENSE_MAX_PIXELS"):
+        image_size_hw(path)
+    monkeypatch.setenv("SWIN_DENSE_MAX_PIXELS", "200000000")
+    assert image_size_hw(path) == (13000, 14000)
+
+
+def test_pixel_limit_may_be_lower(tmp_path):
+    path = save(tmp_path / "a.png", RGB)
+    with pixel_limit(90), pytest.raises(ImageError, match="more than 9e-05 megapixels"):
+        read_image(path)
+    with pixel_limit(91):
+        assert np.array_equal(read_image(path), RGB)
+
+
+@pytest.mark.parametrize("count", [0, -5])
+def test_pixel_limit_is_positive(count):
+    with pytest.raises(ConfigError, match=f"whole number of 1 or more, got '{count}'"), pixel_limit(count):
+        pass
+    assert max_pixels() == MAX_PIXELS
+
+
+@pytest.mark.parametrize("height", [255, 256, 257, 600])
+def test_read_image_gives_every_band(tmp_path, height):
+    values = np.random.default_rng(1).integers(0, 256, (height, 5, 3), dtype=np.uint8)
+    assert np.array_equal(read_image(save(tmp_path / "a.png", values)), values)
 
 
 def test_read_label_gives_the_values_of_the_file(tmp_path):

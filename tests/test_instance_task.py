@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from swin_dense.errors import AnnotationError, DataError
+from swin_dense.errors import AnnotationError, ConfigError, DataError
 from swin_dense.tools.evaluation import evaluate
 from swin_dense.tools.predictors import InstancePrediction
 from swin_dense.tools.recipe import read_recipe
@@ -35,8 +35,8 @@ class Perfect:
         indices = [[self.dataset.image_path(index) for index in range(len(self.dataset))].index(path) for path in paths]
         for position, index in enumerate(indices):
             _, instances = self.dataset.raw(index)
-            instances = instances.select(np.flatnonzero(~instances.is_crowd))
-            codes = [coco_mask.encode(np.asfortranarray(mask)) for mask in instances.masks]
+            instances, box_masks = instances.select(np.flatnonzero(~instances.is_crowd)).with_masks()
+            codes = [coco_mask.encode(np.asfortranarray(mask)) for mask in box_masks.full().numpy()]
             masks = [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in codes]
             scores = np.full(len(instances), 0.9, np.float32)
             yield position, InstancePrediction(instances.boxes_xyxy, instances.labels, scores, masks)
@@ -64,6 +64,28 @@ def test_batch_gives_every_loss_and_describes_itself(task):
     losses = task.losses(task.build_model(6).train(), batch, CPU)
     assert set(losses) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}
     assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
+
+
+def test_a_cascade_trains_where_the_recipe_names_it(tiny_words):
+    name, *overrides = tiny_words("instance", "model.detector=cascade_mask_rcnn", "model.head.shared_regression=true")
+    task = task_of(read_recipe(name, overrides))
+    data = task.training_data()
+    torch.manual_seed(0)
+    model = task.build_model(len(data.label_map)).train()
+    assert model.architecture["head"] == "cascade_mask_rcnn" and model.architecture["shared_regression"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(2):
+        losses = task.losses(model, task.collate([data[(0, 2 * step)], data[(0, 2 * step + 1)]]), CPU)
+        assert len(losses) == 2 + 3 * 3 and all(loss.isfinite() for loss in losses.values())
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+
+
+def test_a_setting_of_the_cascade_is_refused_for_another_detector(tiny_words):
+    name, *overrides = tiny_words("instance", "model.head.shared_regression=true")
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.head\.shared_regression'"):
+        task_of(read_recipe(name, overrides)).build_model(6)
 
 
 def test_perfect_prediction_scores_one(task, tmp_path):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from swin_dense.datasets.instances import Instances
+from swin_dense.datasets.outlines import Outline
 from swin_dense.errors import DataError
 
 
@@ -11,29 +12,52 @@ def test_select_keeps_the_fields_of_an_object_together(make_instances):
     assert chosen.labels.tolist() == [3, 0] and chosen.annotation_ids.tolist() == [103, 100]
     assert chosen.is_crowd.tolist() == [True, False]
     assert np.array_equal(chosen.boxes_xyxy, instances.boxes_xyxy[[3, 0]])
-    assert np.array_equal(chosen.masks, instances.masks[[3, 0]])
+    assert chosen.outlines == [instances.outlines[3], instances.outlines[0]] and chosen.frame == instances.frame
+    assert instances.select(instances.labels > 2).labels.tolist() == [3, 4]
 
 
 def test_instances_refuse_unequal_lengths(make_instances):
     one = make_instances((5, 7), seed=0, count=2)
-    with pytest.raises(DataError, match=r"every field needs one row per object.*'masks': 1"):
-        Instances(one.boxes_xyxy, one.labels, one.masks[:1], one.is_crowd, one.annotation_ids)
+    with pytest.raises(DataError, match=r"every field needs one row per object.*'outlines': 1"):
+        Instances(one.boxes_xyxy, one.labels, one.outlines[:1], one.is_crowd, one.annotation_ids, one.frame)
 
 
-def test_instances_refuse_float_labels(make_instances):
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("labels", np.zeros(2), "labels must be int64, got float64"),
+        ("boxes_xyxy", np.zeros((2, 5), np.float32), r"wanted boxes \(N, 4\), got \(2, 5\)"),
+        ("boxes_xyxy", np.zeros((2, 4)), "boxes_xyxy must be float32, got float64"),
+    ],
+)
+def test_instances_refuse_other_types_and_shapes(make_instances, field, value, message):
     one = make_instances((5, 7), seed=0, count=2)
-    with pytest.raises(DataError, match="labels must be int64, got float64"):
-        Instances(one.boxes_xyxy, one.labels * 1.0, one.masks, one.is_crowd, one.annotation_ids)
+    with pytest.raises(DataError, match=message):
+        Instances(**{**vars(one), field: value})
 
 
 def test_empty_has_the_image_size_and_no_object():
     empty = Instances.empty((5, 7))
     assert len(empty) == 0 and empty.size_hw == (5, 7) and empty.boxes_xyxy.shape == (0, 4)
-    assert len(empty.without_vanished()) == 0
+    kept, masks = empty.with_masks()
+    assert len(kept) == 0 and masks.full().shape == (0, 5, 7)
 
 
-def test_without_vanished_drops_empty_masks_and_flat_boxes(make_instances):
+def test_masks_come_with_their_objects_and_without_those_that_have_no_pixel(make_instances):
     instances = make_instances((17, 23), seed=1)
-    instances.masks[1] = 0
-    instances.boxes_xyxy[3, 2] = instances.boxes_xyxy[3, 0]
-    assert instances.without_vanished().labels.tolist() == [0, 2, 4]
+    outside = Outline((np.array([40.0, 40, 50, 40, 50, 50]),))
+    nothing = Outline(runs=np.array([17 * 23], np.uint32))
+    instances.outlines[1], instances.outlines[4] = outside, nothing
+    kept, masks = instances.with_masks()
+    assert kept.labels.tolist() == [0, 2, 3] and kept.annotation_ids.tolist() == [100, 102, 103]
+    corners = np.concatenate([masks.corners_xy, masks.corners_xy + masks.sizes_hw.flip(1)], axis=1)
+    assert np.array_equal(kept.boxes_xyxy, corners)
+    assert all(masks.crop(row).all() for row in range(3)) and masks.image_size_hw == (17, 23)
+
+
+def test_objects_without_a_box_do_not_move_on(make_instances):
+    instances = make_instances((17, 23), seed=1)
+    boxes = instances.boxes_xyxy.copy()
+    boxes[3, 2] = boxes[3, 0]
+    assert instances.moved(boxes, instances.frame).labels.tolist() == [0, 1, 2, 4]
+    assert len(instances) == 5

@@ -2,13 +2,11 @@ import math
 
 import pytest
 import torch
-from torchvision.ops import roi_align
 
 from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.heads.losses import (
     classification_loss,
     mask_loss,
-    mask_targets,
     offset_loss,
     overlap_loss,
     proposal_losses,
@@ -110,27 +108,6 @@ def test_classification_loss_without_samples_is_zero_with_gradients():
     value = classification_loss(logits, torch.zeros(0, dtype=torch.int64))
     value.backward()
     assert float(value.detach()) == 0.0 and logits.grad is not None
-
-
-def test_mask_targets_are_the_aligned_and_thresholded_objects():
-    masks = (random(3, 41, 53) > 0).to(torch.uint8)
-    boxes = torch.tensor([[3.2, 4.1, 30.7, 39.0], [0, 0, 53, 41], [20, 10, 22, 12], [-5, -4, 9, 60]]).double()
-    matched = torch.tensor([2, 0, 1, 2])
-    targets = mask_targets(masks, boxes, matched, 28)
-    assert targets.shape == (4, 28, 28) and targets.unique().tolist() == [0, 1]
-    for target, box, index in zip(targets, boxes, matched, strict=True):
-        pixels = masks[index][None, None].double()
-        soft = roi_align(pixels, [box[None]], 28, spatial_scale=1.0, sampling_ratio=0, aligned=True)[0, 0]
-        assert torch.equal(target, (soft >= 0.5).double())
-
-
-def test_mask_targets_of_a_whole_cell_box_are_the_mask_itself():
-    masks = (random(2, 14, 14) > 0).to(torch.uint8)
-    boxes = torch.tensor([[0.0, 0, 14, 14]])
-    assert torch.equal(mask_targets(masks, boxes, torch.tensor([1]), 14)[0], masks[1].float())
-    masks_before, boxes_before = masks.clone(), boxes.clone()
-    mask_targets(masks, boxes, torch.tensor([0]), 7)
-    assert torch.equal(masks, masks_before) and torch.equal(boxes, boxes_before)
 
 
 def test_mask_loss_is_the_mean_entropy_of_the_true_class():

@@ -8,9 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
+from swin_dense.box_masks import BoxMasks
 from swin_dense.config import SwinConfig
 from swin_dense.errors import ConfigError, DataError
-from swin_dense.heads.mask_rcnn import check_target, mask_rcnn, pad_to_batch
+from swin_dense.heads.cascade_mask_rcnn import cascade_mask_rcnn
+from swin_dense.heads.mask_rcnn import mask_rcnn, pad_to_batch
 from swin_dense.swin import SwinTransformer
 
 TINY = SwinConfig(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2), window_size=4, drop_path_rate=0.0)
@@ -198,17 +200,111 @@ def test_labels_in_are_zero_based():
     assert seen == [[1, 3]]
 
 
-def test_crowds_take_no_part():
-    image, size_hw = IMAGES[0], SIZES_HW[0]
-    with_crowd = target_of(size_hw, boxes=[(5.0, 4.0, 30.0, 29.0), (0.0, 0.0, 67.0, 41.0)])
-    with_crowd["iscrowd"] = torch.tensor([False, True])
-    plain = target_of(size_hw, boxes=[(5.0, 4.0, 30.0, 29.0)])
+def test_box_masks_train_as_full_masks_do():
+    targets = [target_of(size_hw) for size_hw in SIZES_HW]
+    packed = [{**target, "masks": BoxMasks.from_full(target["masks"])} for target in targets]
     results = []
-    for target in (with_crowd, plain):
+    for form in (targets, packed):
         detector = detector_of().train()
         torch.manual_seed(3)
-        results.append(detector([image], [target]))
+        results.append(detector(IMAGES, form))
     assert all(torch.equal(results[0][name], results[1][name]) for name in LOSSES)
+
+
+def test_targets_that_do_not_fit_are_refused():
+    detector = detector_of().train()
+    with pytest.raises(DataError, match=r"target 1: labels must be 0 to 2 .*, got 0 to 3"):
+        detector([IMAGES[0]] * 2, [target_of(SIZES_HW[0]), target_of(SIZES_HW[0], labels=[0, 3])])
+
+
+# ---- Regions to ignore.
+
+DETECTORS = [mask_rcnn, cascade_mask_rcnn]
+OBJECT = (5.0, 4.0, 30.0, 29.0)
+
+
+def losses_of(build, target, **settings):
+    torch.manual_seed(0)
+    detector = build(TINY, 3, **{**WIDTHS, **settings}).train()
+    torch.manual_seed(3)
+    return detector([image_of(128, 160)], [target])
+
+
+def with_region(*boxes, region):
+    """The last box is a region to ignore."""
+    target = target_of((128, 160), boxes=[*boxes, region])
+    return {**target, "iscrowd": torch.tensor([False] * len(boxes) + [True])}
+
+
+@pytest.mark.parametrize("build", DETECTORS)
+def test_published_models_learn_regions_to_ignore_as_background(build):
+    absent = losses_of(build, target_of((128, 160), boxes=[OBJECT]))
+    crowd = with_region(OBJECT, region=(40.0, 20.0, 150.0, 120.0))
+    published = losses_of(build, crowd, ignore_overlap=None)
+    assert all(torch.equal(absent[name], published[name]) for name in absent)
+    ours = losses_of(build, crowd)
+    assert not torch.equal(ours["loss_objectness"], absent["loss_objectness"])
+
+
+@pytest.mark.parametrize("build", DETECTORS)
+def test_a_region_that_no_box_reaches_changes_nothing(build):
+    absent = losses_of(build, target_of((128, 160), boxes=[OBJECT]))
+    away = losses_of(build, with_region(OBJECT, region=(9000.0, 9000.0, 9999.0, 9999.0)))
+    assert all(torch.equal(absent[name], away[name]) for name in absent)
+
+
+@pytest.mark.parametrize("build", DETECTORS)
+def test_an_image_of_which_all_is_ignored_teaches_nothing(build):
+    detector = build(TINY, 3, **WIDTHS).train()
+    losses = detector([image_of(128, 160)], [with_region(region=(-600.0, -600.0, 800.0, 800.0))])
+    assert {name: float(loss.detach()) for name, loss in losses.items()} == dict.fromkeys(losses, 0.0)
+    sum(losses.values()).backward()
+    # Each has a gradient, if zero: processes that train together wait for those of all.
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize("build", DETECTORS)
+def test_nothing_in_an_ignored_region_is_a_negative(build):
+    region = (40.0, 20.0, 150.0, 120.0)
+    torch.manual_seed(0)
+    detector = build(TINY, 3, **WIDTHS).train()
+    anchor_labels, anchors, samples = [], [], []
+    stages = getattr(detector.roi_heads, "stages", [detector.roi_heads])
+    for stage in stages:
+        object.__setattr__(stage, "sample", Recorder(stage.sample, samples))
+    assign = detector.rpn.assign_targets_to_anchors
+
+    def recorded(all_anchors, targets):
+        labels, boxes = assign(all_anchors, targets)
+        anchors.extend(all_anchors)
+        anchor_labels.extend(labels)
+        return labels, boxes
+
+    detector.rpn.assign_targets_to_anchors = recorded
+    losses = detector([image_of(128, 160)], [with_region(region=region)])
+    assert all(float(loss.detach()) == 0 for name, loss in losses.items() if "box_reg" in name or "mask" in name)
+    assert len(samples) == len(stages)
+    for boxes, labels in [*zip(anchors, anchor_labels, strict=True), *((s.boxes, s.labels) for s in samples)]:
+        inside = share_inside(boxes, region) >= 0.5
+        assert bool((labels[inside] < 0).all()) and bool((labels == 0).any()) and len(boxes) > 0
+    assert bool((share_inside(anchors[0], region) >= 0.5).any())
+
+
+class Recorder:
+    def __init__(self, sample, samples):
+        self.sample, self.samples = sample, samples
+
+    def __call__(self, proposals, target):
+        self.samples.append(self.sample(proposals, target))
+        return self.samples[-1]
+
+
+def share_inside(boxes, region):
+    clipped = torch.cat(
+        (boxes[:, :2].clamp(min=torch.tensor(region[:2])), boxes[:, 2:].clamp(max=torch.tensor(region[2:]))), 1
+    )
+    width, height = (clipped[:, 2:] - clipped[:, :2]).clamp(min=0).unbind(dim=1)
+    return width * height / ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
 
 
 def test_padding_of_the_batch_gives_no_negative_anchors():
@@ -339,52 +435,12 @@ def test_padding_is_zero_after_normalisation():
     assert not seen[0][:, :, 41:].any() and not seen[0][:, :, :, 67:].any()
 
 
-GOOD = target_of((41, 67))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"labels": None}, r"target 1 has no 'labels'; it holds boxes, masks\."),
-        ({"boxes": torch.zeros(2, 5)}, r"target 1: boxes must have shape \(2, 4\), got \(2, 5\)"),
-        ({"boxes": torch.zeros(0)}, r"target 1: boxes must have shape \(0, 4\), got \(0,\)"),
-        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"target 1: labels must have shape \(2,\), got \(3,\)"),
-        ({"masks": torch.zeros(2, 67, 41)}, r"target 1: masks must have shape \(2, 41, 67\), got \(2, 67, 41\)"),
-        ({"masks": torch.zeros(2, 41, 67)}, r"target 1: .* masks uint8 or bool, got .*torch.float32"),
-        ({"masks": torch.full((2, 41, 67), 255, dtype=torch.uint8)}, r"target 1: masks must be 0 or 1, got 255"),
-        ({"labels": torch.zeros(2)}, r"target 1: labels must be int64, boxes float .*, got torch.float32"),
-        ({"boxes": GOOD["boxes"].long()}, r"labels must be int64, boxes float .*, got torch.int64, torch.int64"),
-        ({"labels": torch.tensor([0, 3])}, r"labels must be 0 to 2 \(0-based, background not counted\), got 0 to 3"),
-        ({"labels": torch.tensor([-1, 2])}, r"labels must be 0 to 2 .*, got -1 to 2"),
-        (
-            {"boxes": torch.tensor([[1.0, 2, 3, 4], [5, 5, 5, 9]])},
-            r"target 1: box 1 must be finite xyxy with x2 > x1 and y2 > y1, got \[5\.0, 5\.0, 5\.0, 9\.0\]",
-        ),
-        ({"boxes": torch.tensor([[1.0, 2, math.nan, 4], [5, 5, 7, 9]])}, r"box 0 must be finite xyxy"),
-        ({"iscrowd": torch.tensor([True])}, r"target 1: iscrowd must have shape \(2,\), got \(1,\)"),
-    ],
-)
-def test_targets_that_do_not_fit_are_refused_by_name(changes, message):
-    target = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
-    with pytest.raises(DataError, match=message):
-        check_target(target, 1, (41, 67), num_classes=3)
-    detector = detector_of().train()
-    with pytest.raises(DataError, match=message):
-        detector([IMAGES[0]] * 2, [GOOD, target])
-
-
-def test_good_targets_pass():
-    check_target(GOOD, 0, (41, 67), num_classes=3)
-    check_target(target_of((41, 67), boxes=()), 0, (41, 67), num_classes=3)
-    check_target({**GOOD, "iscrowd": torch.tensor([False, True]), "area": None}, 0, (41, 67), num_classes=3)
-
-
 def test_wrong_calls_are_refused():
     detector = detector_of()
     with pytest.raises(ConfigError, match=r"training needs targets: call model\(images, targets\), or model\.eval\(\)"):
         detector.train()(IMAGES)
     with pytest.raises(DataError, match="2 images came with 1 targets; each image needs one"):
-        detector(IMAGES, [GOOD])
+        detector(IMAGES, [target_of(SIZES_HW[0])])
     with pytest.raises(ConfigError, match="needs at least one image, got an empty list"):
         detector.eval()([])
     for images in ([torch.zeros(3, 5, 7, dtype=torch.uint8)], [torch.zeros(5, 7)], [torch.zeros(1, 3, 5, 7)]):

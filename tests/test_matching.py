@@ -7,9 +7,17 @@ from hypothesis import strategies as st
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher, ProposalSampler, pick_class
+from swin_dense.heads import matching
+from swin_dense.heads.matching import (
+    BoxCoder,
+    MaxIoUMatcher,
+    ProposalSampler,
+    pick_class,
+    without_ignored,
+)
 
 NEGATIVE, IGNORED = -1, -2
+NOWHERE = torch.zeros(0, 4)
 
 
 def slow_match(iou, positive, negative, minimum):
@@ -37,7 +45,9 @@ def test_matcher_equals_the_slow_double_loop(data, thresholds):
     value = st.sampled_from([0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1.0])
     row = st.lists(value, min_size=num_boxes, max_size=num_boxes)
     iou = data.draw(st.lists(row, min_size=num_objects, max_size=num_objects))
-    assert MaxIoUMatcher(*thresholds)(torch.tensor(iou)).tolist() == slow_match(iou, *thresholds)
+    matcher, matrix = MaxIoUMatcher(*thresholds), torch.tensor(iou)
+    assert matcher.match([matrix]).tolist() == slow_match(iou, *thresholds)
+    assert matcher.match(matrix.split(data.draw(st.integers(1, 4)))).tolist() == slow_match(iou, *thresholds)
 
 
 def test_matcher_equals_the_slow_double_loop_on_real_boxes():
@@ -46,24 +56,35 @@ def test_matcher_equals_the_slow_double_loop_on_real_boxes():
     boxes = torch.cat((corner, corner + size), dim=1)
     iou = box_iou(boxes[:11], boxes[11:])
     for thresholds in ((0.7, 0.3, 0.3), (0.5, 0.5, 0.5)):
-        assert MaxIoUMatcher(*thresholds)(iou).tolist() == slow_match(iou.tolist(), *thresholds)
+        assert MaxIoUMatcher(*thresholds)(boxes[:11], boxes[11:]).tolist() == slow_match(iou.tolist(), *thresholds)
+
+
+@pytest.mark.parametrize("count", [0, 1, 16, 17, 61])
+def test_matcher_without_the_rule_for_best_boxes_is_torchvisions(count, monkeypatch):
+    monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", 907 * 4)  # objects go in parts
+    torch.manual_seed(0)
+    corner, size = torch.rand(907, 2) * 50, torch.rand(907, 2) * 40 + 5
+    boxes = torch.cat((corner, corner + size), dim=1)
+    matches = MaxIoUMatcher(0.6, 0.4, None)(boxes[:count], boxes)
+    wanted = Matcher(0.6, 0.4)(box_iou(boxes[:count], boxes)) if count else torch.full((907,), -1)
+    assert torch.equal(matches, wanted) and matches.dtype == torch.int64
 
 
 def test_matcher_gives_an_object_its_best_box_only_from_the_minimum_on():
     matcher = MaxIoUMatcher(0.7, 0.3, 0.3)
-    assert matcher(torch.tensor([[0.2, 0.1]])).tolist() == [NEGATIVE, NEGATIVE]
-    assert matcher(torch.tensor([[0.3, 0.1]])).tolist() == [0, NEGATIVE]
-    assert matcher(torch.tensor([[0.5, 0.4, 0.6, 0.6]])).tolist() == [IGNORED, IGNORED, 0, 0]
+    assert matcher.match([torch.tensor([[0.2, 0.1]])]).tolist() == [NEGATIVE, NEGATIVE]
+    assert matcher.match([torch.tensor([[0.3, 0.1]])]).tolist() == [0, NEGATIVE]
+    assert matcher.match([torch.tensor([[0.5, 0.4, 0.6, 0.6]])]).tolist() == [IGNORED, IGNORED, 0, 0]
 
 
 def test_matcher_gives_a_shared_best_box_to_the_last_object():
-    assert MaxIoUMatcher(0.7, 0.3, 0.3)(torch.tensor([[0.9], [0.4]])).tolist() == [1]
+    assert MaxIoUMatcher(0.7, 0.3, 0.3).match([torch.tensor([[0.9], [0.4]])]).tolist() == [1]
 
 
 def test_matcher_leaves_the_matrix_alone():
     iou = torch.rand(3, 5)
     copy = iou.clone()
-    MaxIoUMatcher(0.5, 0.5, 0.5)(iou)
+    MaxIoUMatcher(0.5, 0.5, 0.5).match([iou])
     assert torch.equal(iou, copy)
 
 
@@ -81,13 +102,14 @@ def crowd_of_boxes(seed=2):
     return proposals[(proposals[:, 2:] > proposals[:, :2]).all(dim=1)], {
         "boxes": objects,
         "labels": torch.tensor([2, 1, 3]),
+        "ignored_boxes": NOWHERE,
     }
 
 
 @pytest.mark.parametrize("iou_threshold", [0.5, 0.7])
 def test_samples_are_labelled_by_the_object_they_overlap_most(iou_threshold):
     proposals, target = crowd_of_boxes()
-    samples = ProposalSampler(Matcher(iou_threshold, iou_threshold), 512, 0.25)(proposals, target)
+    samples = ProposalSampler(MaxIoUMatcher(iou_threshold, iou_threshold, None), 512, 0.25, None)(proposals, target)
     assert samples.boxes.shape == (512, 4) and 0 < int((samples.labels > 0).sum()) <= 128
     best, best_object = box_iou(target["boxes"], samples.boxes).max(dim=0)
     is_object = samples.labels > 0
@@ -101,7 +123,7 @@ def test_samples_are_labelled_by_the_object_they_overlap_most(iou_threshold):
 
 def test_samples_without_a_limit_are_all_proposals_and_the_objects_themselves():
     proposals, target = crowd_of_boxes()
-    samples = ProposalSampler(Matcher(0.5, 0.5), 10**6, 0.25)(proposals, target)
+    samples = ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), 10**6, 0.25, None)(proposals, target)
     assert torch.equal(samples.boxes, torch.cat((proposals, target["boxes"])))
     assert torch.equal(samples.boxes[samples.is_object_itself], target["boxes"])
     assert torch.equal(samples.labels[samples.is_object_itself], target["labels"])
@@ -110,24 +132,73 @@ def test_samples_without_a_limit_are_all_proposals_and_the_objects_themselves():
 @pytest.mark.parametrize("limit", [1, 16, 37])
 def test_samples_keep_their_limit_and_the_share_of_objects(limit):
     proposals, target = crowd_of_boxes()
-    samples = ProposalSampler(Matcher(0.5, 0.5), limit, 0.25)(proposals, target)
+    samples = ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), limit, 0.25, None)(proposals, target)
     assert len(samples.boxes) == limit and int((samples.labels > 0).sum()) == limit // 4
 
 
 def test_samples_of_an_image_without_objects_are_background():
     proposals, _ = crowd_of_boxes()
-    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    sample = ProposalSampler(Matcher(0.5, 0.5), 100, 0.25)
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "ignored_boxes": NOWHERE}
+    sample = ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), 100, 0.25, None)
     samples = sample(proposals, target)
     assert len(samples.boxes) == 100 and not samples.labels.any() and not samples.is_object_itself.any()
     nothing = sample(torch.zeros(0, 4), target)
     assert nothing.boxes.shape == (0, 4) and nothing.labels.dtype == torch.int64
 
 
+def share_inside(box, region):
+    width = max(0.0, min(box[2], region[2]) - max(box[0], region[0]))
+    height = max(0.0, min(box[3], region[3]) - max(box[1], region[1]))
+    return width * height / ((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def test_samples_in_a_region_to_ignore_are_objects_or_none():
+    proposals, target = crowd_of_boxes()
+    regions = torch.tensor([[10.0, 5, 60, 70], [50, 60, 110, 100]])
+    limitless = ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), 10**6, 0.25, 0.5)
+    everything = limitless(proposals, target)
+    samples = limitless(proposals, {**target, "ignored_boxes": regions})
+    inside = torch.tensor(
+        [max(share_inside(box, r) for r in regions.tolist()) >= 0.5 for box in everything.boxes.tolist()]
+    )
+    kept = (everything.labels > 0) | ~inside
+    assert 20 < int(kept.sum()) < len(kept) - 20 and bool((everything.labels[inside] > 0).any())
+    assert torch.equal(samples.boxes, everything.boxes[kept]) and torch.equal(samples.labels, everything.labels[kept])
+    assert len(limitless(proposals[:0], {**target, "ignored_boxes": regions}).boxes) == 3
+
+
+@pytest.mark.parametrize("pairs_at_once", [1, 2**20])
+def test_labels_lose_the_background_in_regions_to_ignore(pairs_at_once, monkeypatch):
+    monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", pairs_at_once)
+    labels = torch.tensor([0, 0, 0, 2, -1])
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [6, 0, 16, 10], [0, 0, 10, 10], [0, 0, 10, 10]])
+    region = torch.tensor([[-50.0, -50, 10, 70]])
+    assert without_ignored(labels, boxes, region, 0.5).tolist() == [-1, -1, 0, 2, -1]
+    assert without_ignored(labels, boxes, region, 1.0).tolist() == [-1, 0, 0, 2, -1]
+    # Two regions that only together cover a box: as in COCO's evaluation, one must do.
+    halves = torch.tensor([[-50.0, -50, 4, 70], [4, -50, 8, 70]])
+    assert without_ignored(labels, boxes, halves, 0.5).tolist() == [0, 0, 0, 2, -1]
+    for changes in ((region, None), (region + 900, 0.5), (NOWHERE, 0.5)):
+        assert torch.equal(without_ignored(labels, boxes, *changes), labels)
+
+
+def test_overlap_with_a_region_is_measured_as_coco_measures_that_with_crowds():
+    from pycocotools import mask as coco_mask
+
+    boxes, _ = crowd_of_boxes()
+    region = torch.tensor([[20.0, 10, 70, 55]])
+    as_xywh = [torch.cat((b[:, :2], b[:, 2:] - b[:, :2]), dim=1).double().numpy() for b in (boxes, region)]
+    overlap = torch.from_numpy(coco_mask.iou(*as_xywh, [1]))[:, 0]
+    for threshold in (0.3, 0.5, 0.9):
+        labels = without_ignored(torch.zeros(len(boxes)), boxes, region, threshold)
+        sure = (overlap - threshold).abs() > 1e-5
+        assert torch.equal((labels == -1)[sure], (overlap >= threshold)[sure])
+
+
 def test_samples_leave_proposals_and_target_alone():
     proposals, target = crowd_of_boxes()
     before = [proposals.clone(), *(value.clone() for value in target.values())]
-    ProposalSampler(Matcher(0.5, 0.5), 100, 0.25)(proposals, target)
+    ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), 100, 0.25, None)(proposals, target)
     assert all(torch.equal(one, other) for one, other in zip(before, [proposals, *target.values()], strict=True))
 
 

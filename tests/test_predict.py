@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swin_dense.datasets.images import read_image
 from swin_dense.datasets.labels import LabelMap
+from swin_dense.tools.instance_prediction import InstancePrediction
 from swin_dense.tools.main import main
 from swin_dense.tools.predict import as_results
-from swin_dense.tools.predictors import InstancePrediction
+from swin_dense.tools.predictors import load_predictor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,6 +40,33 @@ def test_every_picture_is_drawn_and_predicted(tiny_run, pictures, tmp_path, caps
     for label, picture in zip(labels, pictures, strict=True):
         with Image.open(label) as first, Image.open(picture) as second:
             assert first.size == second.size
+
+
+def test_tiles_are_asked_for_on_the_command_line(tiny_run, pictures, tmp_path, capsys):
+    words = (pictures[0], "--tile-size", "60", "--tile-overlap", "24", "--out", tmp_path / "out")
+    assert predict(tiny_run, *words) == 0
+    overrides = ["inference.tile_size=60", "inference.tile_overlap=24"]
+    wanted = load_predictor(tiny_run.last_model, overrides=overrides)(read_image(pictures[0]))
+    if tiny_run.task == "instance":
+        found = json.loads((tmp_path / "out" / "results.json").read_text())["detections"]
+        assert [entry["segmentation"] for entry in found] == wanted.masks_rle
+        return
+    with Image.open(tmp_path / "out" / "labels" / f"{pictures[0].stem}.png") as labels:
+        assert np.array_equal(np.asarray(labels), wanted + 1)
+
+
+def test_pictures_over_the_limit_need_a_word(semantic_run, pictures, tmp_path, capsys):
+    assert predict(semantic_run, pictures[0], "--max-pixels", "1000", "--out", tmp_path / "out") == 3
+    assert "allow more with --max-pixels" in capsys.readouterr().err
+    assert predict(semantic_run, pictures[0], "--max-pixels", "100000", "--out", tmp_path / "out") == 0
+
+
+def test_tiles_no_larger_than_their_overlap_are_2(semantic_run, pictures, tmp_path, capsys):
+    assert predict(semantic_run, pictures[0], "--tile-size", "64", "--out", tmp_path / "out") == 2
+    assert (
+        "tile_overlap must be 0 or more pixels and less than the side of a tile, got 128 for tiles of 64 x 64"
+        in capsys.readouterr().err
+    )
 
 
 def test_prediction_of_a_picture_is_that_of_it_alone(semantic_run, pictures, tmp_path, capsys):

@@ -9,12 +9,12 @@ from swin_dense.conventions import IMAGENET_MEAN, IMAGENET_STD
 from swin_dense.datasets.classification_dataset import MemoryImage
 from swin_dense.datasets.drawing import draw_instances
 from swin_dense.datasets.labels import LabelMap
+from swin_dense.datasets.tiles import blending_weights
 from swin_dense.datasets.transforms import centre_crop, instance_inference, semantic_inference
 from swin_dense.errors import CheckpointError, ConfigError, ImageError
 from swin_dense.heads.model_file import load_model, save_model
 from swin_dense.tools.predictors import (
     ClassificationPredictor,
-    InstancePrediction,
     InstancePredictor,
     SemanticPredictor,
     load_predictor,
@@ -123,20 +123,102 @@ def test_model_that_train_did_not_write_is_refused(instance_run, tmp_path):
     assert recipe.run.seed == 3 and labels.names == tuple(about["labels"]["names"])
 
 
-def test_above_keeps_rows_together():
-    masks = [{"size": [1, 1], "counts": text} for text in ("a", "b", "c")]
-    boxes, scores = np.arange(12, dtype=np.float32).reshape(3, 4), np.array([0.9, 0.5, 0.1], np.float32)
-    kept = InstancePrediction(boxes, np.array([4, 5, 6]), scores, masks).above(0.5)
-    assert kept.labels.tolist() == [4, 5] and kept.masks_rle == masks[:2]
-    assert np.array_equal(kept.boxes_xyxy, boxes[:2]) and np.array_equal(kept.scores, scores[:2])
-
-
 @pytest.mark.parametrize("resize", [instance_inference(32, 40), semantic_inference((40, 32))])
 def test_resized_is_channels_first_and_in_bounds(resize):
     image = picture((37, 101))
     tensor = resized(image, resize)
     assert tensor.dtype == torch.uint8 and tensor.is_contiguous() and tensor.shape[0] == 3
     assert max(tensor.shape[1:]) == 40 and min(tensor.shape[1:]) <= 32
+
+
+def test_resized_by_nothing_shares_the_pixels():
+    image = picture((37, 101))
+    tensor = resized(image, None)
+    assert tensor.shape == (3, 37, 101) and np.shares_memory(tensor.numpy(), image)
+    image.flags.writeable = False
+    assert np.array_equal(resized(image, None).permute(1, 2, 0), image)
+
+
+TILES = ("inference.tile_size=60", "inference.tile_overlap=16")
+
+
+def tiled(run, *changes):
+    return load_predictor(run.last_model, overrides=[*TILES, *changes])
+
+
+def one_tile(run):
+    return load_predictor(run.last_model, overrides=["inference.tile_size=500"])
+
+
+def at_own_pixels(run, size_hw):
+    """The usual predictor, told to leave an image of this size as it is."""
+    short, long = sorted(size_hw)
+    if run.task == "semantic":
+        return load_predictor(run.last_model, overrides=[f"inference.scale=[{long},{short}]"])
+    return load_predictor(
+        run.last_model, overrides=[f"inference.short_edge={short}", f"inference.max_long_edge={long}"]
+    )
+
+
+def test_one_tile_equals_the_whole_image_bit_for_bit(tiny_run):
+    image = picture((61, 97))
+    first, second = one_tile(tiny_run)(image), at_own_pixels(tiny_run, (61, 97))(image)
+    assert same(first, second)
+    assert isinstance(first, np.ndarray) or len(first.scores) > 0
+
+
+def test_tiles_give_a_prediction_like_that_of_the_whole(tiny_run):
+    image = picture((61, 97))
+    before = image.copy()
+    prediction = tiled(tiny_run)(image)
+    assert np.array_equal(image, before)
+    if isinstance(prediction, np.ndarray):
+        assert prediction.shape == (61, 97) and prediction.dtype == np.uint8 and prediction.max() < 10
+        return
+    assert len(prediction.scores) > 100 and (np.diff(prediction.scores) <= 0).all()  # the model's limit is of a tile
+    assert (prediction.boxes_xyxy >= 0).all() and (prediction.boxes_xyxy <= np.array([97, 61, 97, 61])).all()
+    assert prediction.masks().shape == (len(prediction.scores), 61, 97)
+    assert prediction.boxes_xyxy[:, 0].max() > 50 and prediction.boxes_xyxy[:, 1].max() > 25
+    fewer = tiled(tiny_run, "inference.max_detections=3")(image)
+    assert same(fewer, prediction.select(np.arange(3)))
+
+
+def test_semantic_tiles_blend_the_models_scores(semantic_run):
+    predictor = tiled(semantic_run)
+    image = picture((61, 97))
+    total = np.zeros((10, 61, 97))
+    grid = predictor.tiling.grid((61, 97))
+    rows = zip(grid.tops, blending_weights(grid.tops, 60), strict=True)
+    columns = list(zip(grid.lefts, blending_weights(grid.lefts, 60), strict=True))
+    for top, row_weights in rows:
+        for left, column_weights in columns:
+            tile = torch.from_numpy(image[top : top + 60, left : left + 60]).permute(2, 0, 1)
+            with torch.no_grad():
+                scores = predictor.model(tile[None].float() / 255)[0].numpy()
+            total[:, top : top + 60, left : left + 60] += scores * np.outer(row_weights, column_weights)
+    assert np.array_equal(predictor(image), total.argmax(axis=0))
+
+
+def test_tiled_files_are_predicted_like_images(tiny_run, tmp_path):
+    predictor = tiled(tiny_run)
+    images = [picture(size_hw, seed) for seed, size_hw in enumerate([(61, 67), (97, 53)])]
+    paths = [tmp_path / f"{index}.png" for index in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        Image.fromarray(image).save(path)
+    together = dict(predictor.predict_files(paths, [None] * 2, workers=2))
+    assert list(together) == [0, 1] and all(same(together[index], predictor(images[index])) for index in range(2))
+
+
+def test_pictures_of_large_tiled_images_are_reduced(tiny_run, monkeypatch):
+    monkeypatch.setattr("swin_dense.tools.large_pictures.LONGEST_SIDE", 50)
+    image = picture((61, 97))
+    predictor = tiled(tiny_run)
+    assert predictor.picture(image, predictor(image)).shape[1] == 48
+
+
+def test_classifier_refuses_tiles(classification_run):
+    with pytest.raises(ConfigError, match="a classifier sees an image as a whole"):
+        load_predictor(classification_run.last_model, overrides=["inference.tile_size=500"])
 
 
 def test_class_probabilities_are_the_models_for_the_cropped_normalised_image(classification_run):

@@ -8,9 +8,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.ops import batched_nms, box_iou
 
+from swin_dense.box_masks import BoxMasks
 from swin_dense.features import FeatureSpec
 from swin_dense.heads.detector_settings import DetectorSettings
-from swin_dense.heads.losses import mask_targets
+from swin_dense.heads.mask_targets import mask_targets
 from swin_dense.heads.roi_heads import (
     BoxPredictor,
     DetectionSelector,
@@ -31,6 +32,7 @@ SETTINGS = DetectorSettings(
     anchor_scale=8.0,
     max_proposals=1000,
     samples_per_image=512,
+    ignore_overlap=0.5,
     image_mean=None,
     image_std=None,
 )
@@ -66,7 +68,8 @@ def target_of(count, seed=5):
     return {
         "boxes": random_boxes(count, seed),
         "labels": torch.arange(count) % 3 + 1,
-        "masks": (torch.rand(count, *SIZE_HW, generator=torch.Generator().manual_seed(seed)) > 0.5).to(torch.uint8),
+        "masks": BoxMasks.from_full(torch.rand(count, *SIZE_HW, generator=torch.Generator().manual_seed(seed)) > 0.5),
+        "ignored_boxes": torch.zeros(0, 4),
     }
 
 
@@ -147,7 +150,7 @@ def test_training_samples_are_the_published_ones():
     sample = heads_of(samples_per_image=512).sample
     assert (sample.draw.batch_size_per_image, sample.draw.positive_fraction) == (512, 0.25)
     matcher = sample.matcher
-    assert (matcher.high_threshold, matcher.low_threshold, matcher.minimum_iou) == (0.5, 0.5, 0.5)
+    assert (matcher.positive_iou, matcher.negative_iou, matcher.minimum_iou) == (0.5, 0.5, 0.5)
     assert heads_of(samples_per_image=16).sample.draw.batch_size_per_image == 16
 
 
@@ -222,7 +225,7 @@ def test_initialisation_is_the_published_one():
 
 def test_torchvision_style_is_what_torchvision_builds():
     heads = heads_of(torchvision_roi_heads)
-    assert type(heads) is TorchvisionRoIHeads
+    assert isinstance(heads, TorchvisionRoIHeads)
     assert [pool.sampling_ratio for pool in (heads.box_roi_pool, heads.mask_roi_pool)] == [2, 2]
     assert heads.box_coder.weights == (10.0, 10.0, 5.0, 5.0)
     assert not heads.proposal_matcher.allow_low_quality_matches

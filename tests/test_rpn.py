@@ -23,6 +23,7 @@ SETTINGS = DetectorSettings(
     anchor_scale=8.0,
     max_proposals=1000,
     samples_per_image=512,
+    ignore_overlap=0.5,
     image_mean=None,
     image_std=None,
 )
@@ -53,8 +54,9 @@ def lively(rpn, seed=1):
     return rpn
 
 
-def target(boxes, padded_size_hw=SIZE_HW, size_hw=SIZE_HW):
+def target(boxes, padded_size_hw=SIZE_HW, size_hw=SIZE_HW, ignored=()):
     return {
+        "ignored_boxes": torch.tensor(ignored).reshape(-1, 4),
         "boxes": torch.tensor(boxes).reshape(-1, 4),
         "padded_size_hw": torch.tensor(padded_size_hw),
         "size_hw": torch.tensor(size_hw),
@@ -201,6 +203,23 @@ def test_losses_follow_from_the_sampled_anchors(build, beta):
     entropy = torch.log1p(torch.exp(-sign * logits[:, 0]))[positive | negative].sum() / 256
     assert float(losses["loss_rpn_box_reg"]) == pytest.approx(float(distance.detach()), rel=1e-4)
     assert float(losses["loss_objectness"]) == pytest.approx(float(entropy.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("build", [published_rpn, cascade_rpn])
+def test_anchors_in_a_region_to_ignore_are_objects_or_none(build):
+    rpn, levels, region = rpn_of(build), random_levels(), [30.0, 20.0, 110.0, 90.0]
+    anchors = all_anchors(rpn, levels)
+    box = [[40.0, 30, 72, 62]]
+    (plain,), (boxes,) = rpn.assign_targets_to_anchors([anchors], [target(box)])
+    (labels,), (matched,) = rpn.assign_targets_to_anchors([anchors], [target(box, ignored=[region])])
+    low, high = anchors[:, :2].clamp(min=torch.tensor(region[:2])), anchors[:, 2:].clamp(max=torch.tensor(region[2:]))
+    area = (anchors[:, 2:] - anchors[:, :2]).prod(dim=1)
+    inside = (high - low).clamp(min=0).prod(dim=1) / area >= 0.5
+    assert torch.equal(labels, torch.where(inside & (plain == 0), -1, plain)) and torch.equal(boxes, matched)
+    assert bool((labels[inside] == 1).any()) and bool((plain[inside] == 0).any()) and bool((labels == 0).any())
+    published = rpn_of(build, ignore_overlap=None)
+    (same,), _ = published.assign_targets_to_anchors([anchors], [target(box, ignored=[region])])
+    assert torch.equal(same, plain)
 
 
 def test_images_without_objects_give_no_box_loss_but_gradients():

@@ -6,6 +6,7 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
 from swin_dense.datasets.segmentations import (
+    crop_of_run_lengths,
     decode_text_counts,
     draw_run_lengths,
     parse_run_lengths,
@@ -20,6 +21,25 @@ def draw(runs, size_hw):
     mask = np.zeros(size_hw, np.uint8)
     draw_run_lengths(runs, mask)
     return mask
+
+
+@given(masks)
+def test_crops_are_the_masks_inside_their_bounding_boxes(mask):
+    runs = decode_text_counts(coco_mask.encode(np.asfortranarray(mask))["counts"])
+    crop, (left, top) = crop_of_run_lengths(runs, mask.shape[0])
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        assert crop.shape == (0, 0)
+        return
+    assert (left, top) == (columns.min(), rows.min()) and crop.dtype == np.uint8
+    assert np.array_equal(crop, mask[top : rows.max() + 1, left : columns.max() + 1])
+
+
+def test_runs_of_no_pixel_count_for_nothing():
+    wanted = crop_of_run_lengths(np.array([5, 4, 3]), 3)
+    for runs in ([0, 0, 5, 4, 3], [5, 2, 0, 2, 3], [5, 4, 3, 0], [5, 4, 1, 0, 2]):
+        crop, corner_xy = crop_of_run_lengths(np.array(runs), 3)
+        assert np.array_equal(crop, wanted[0]) and corner_xy == wanted[1] == (1, 0)
 
 
 @given(masks)

@@ -127,3 +127,15 @@ def test_bad_arguments_are_named(prediction, label, message):
 def test_other_classes_are_not_merged():
     with pytest.raises(DataError, match=r"The classes differ: .*'road'.*'river'"):
         ConfusionMatrix(LABELS).merge(ConfusionMatrix(LabelMap(names=("river",), raw_ids=(1,))))
+
+
+def test_large_images_are_counted_in_bands_to_the_same_numbers(monkeypatch):
+    prediction, label = random_pair(3, (13, 17))
+    whole = scores_of((prediction, label))
+    monkeypatch.setattr("swin_dense.datasets.semantic_evaluation._PIXELS_AT_ONCE", 40)  # two rows
+    assert scores_of((prediction, label)) == whole
+    matrix = ConfusionMatrix(LABELS)
+    label[-1, -1] = 7
+    with pytest.raises(DataError):
+        matrix.add(prediction, label)
+    assert not matrix.matrix.any()  # nothing of a refused image is counted

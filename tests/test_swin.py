@@ -584,7 +584,7 @@ def test_create_backbone_sets_fields_and_refuses_unknown_ones():
     assert backbone.config == variant_config("swin_t", in_channels=4, out_features=("c3",))
     with pytest.raises(ConfigError, match="did you mean 'swin_t'"):
         create_backbone("swin_tt")
-    with pytest.raises(CheckpointError, match=r"no_such\.pth: there is no such weights file"):
+    with pytest.raises(CheckpointError, match=r"there is no file no_such\.pth, and there are no published weights"):
         create_backbone("swin_t", weights="no_such.pth", out_features=("c2",))
 
 

@@ -160,7 +160,12 @@ def test_mistakes_in_the_words(words, code, shown, capsys, tmp_path):
         ("instance", "optimizer.batch_size=0", 2, "optimizer.batch_size=0 must be a multiple of 1 processes"),
         ("instance", "model.head.fpn_chanels=8", 2, "did you mean 'fpn_channels'?"),
         ("instance", "model.variant=swin_x", 2, "there is no Swin variant 'swin_x'"),
-        ("instance", "model.weights=/not/there.pth", 4, "there is no file /not/there.pth, and there are no published weights"),
+        (
+            "instance",
+            "model.weights=/not/there.pth",
+            4,
+            "there is no file /not/there.pth, and there are no published weights",
+        ),
         ("semantic", "optimizer.micro_batch_size=4", 2, "must be a multiple of 1 processes x"),
         ("semantic", "dataset.classes=null", 2, "set dataset.classes to ade20k, to a text file"),
         ("semantic", "dataset.classes=nowhere.txt", 3, "nowhere.txt"),

@@ -10,6 +10,7 @@ from torchvision.transforms import Resize as TorchvisionResize
 
 from swin_dense.datasets.geometry import Crop, Flip, Resize
 from swin_dense.datasets.instances import Instances
+from swin_dense.datasets.outlines import Frame, Outline
 from swin_dense.datasets.transforms import (
     PAD_RGB,
     centre_crop,
@@ -45,7 +46,7 @@ def test_instance_training_repeats_with_the_seed_and_differs_without(make_instan
     transform = instance_training(tuple(range(61, 98)), 150, crop_branch=True, crop_range=(31, 47))
     instances = make_instances(SIZE_HW, seed=0)
     first, second = (transform(IMAGE, instances, seed=5) for _ in range(2))
-    assert np.array_equal(first[0], second[0]) and np.array_equal(first[1].masks, second[1].masks)
+    assert np.array_equal(first[0], second[0]) and first[1].frame == second[1].frame
     assert len({transform(IMAGE, instances, seed)[0].tobytes() for seed in range(30)}) > 25
     for seed in range(9):
         image, changed = transform(IMAGE, instances, seed)
@@ -88,9 +89,10 @@ def test_small_images_work(make_instances):
 
 def test_an_image_may_lose_all_its_objects():
     transform = instance_training((61,), 150, crop_branch=True, crop_short_edges=(90,), crop_range=(9, 9))
-    masks = np.zeros((1, *SIZE_HW), np.uint8)
-    masks[0, :3, :3] = 1
-    one = Instances(np.array([[0, 0, 3, 3]], np.float32), np.array([4]), masks, np.array([False]), np.array([7]))
+    corner = Outline((np.array([0.0, 0, 3, 0, 3, 3, 0, 3]),))
+    frame = Frame.of_file(SIZE_HW)
+    box = np.array([[0, 0, 3, 3]], np.float32)
+    one = Instances(box, np.array([4]), [corner], np.array([False]), np.array([7]), frame)
     counts = {len(transform(IMAGE, one, seed)[1]) for seed in range(30)}
     assert counts == {0, 1}
 
@@ -243,3 +245,42 @@ def test_crop_branch_defaults_are_the_published_ones_in_proportion():
     crops = [operations[-3:] for operations in small if len(operations) >= 3]
     assert {before.size_hw[0] for before, _, _ in crops} == {100, 125, 150}
     assert {side for _, crop, _ in crops for side in crop.size_hw} <= set(range(96, 151))
+
+
+def test_instance_training_on_tiles_follows_from_the_seed_and_ignores_what_is_cut(make_instances):
+    image, objects = (
+        np.random.default_rng(0).integers(0, 256, (101, 97, 3), dtype=np.uint8),
+        make_instances((101, 97), seed=1, count=40),
+    )
+    transform = instance_training([32], 32, tile_size=32, flip_probability=0.0, tile_least_share=1.0)
+    places = set()
+    for seed in range(20):
+        tile, resize = transform.operations((101, 97), seed)
+        again = transform.operations((101, 97), seed)[0]
+        assert tile == again and tile.size_hw == (32, 32) and resize.size_hw == (32, 32)
+        places.add((tile.top, tile.left))
+        cut, found = transform(image, objects, seed)
+        assert np.array_equal(cut, tile.image(image)) and found.size_hw == (32, 32)
+        assert found.is_crowd.any() and len(found)
+    assert len(places) > 15
+    assert [type(step).__name__ for step in instance_training([32], 32).operations((101, 97), 0)][-1] == "Resize"
+    assert transform.operations((20, 31), 3)[0].size_hw == (20, 31)
+
+
+def test_semantic_training_on_tiles_cuts_both_alike():
+    image = np.random.default_rng(0).integers(0, 5, (101, 97), dtype=np.uint8)
+    transform = semantic_training(
+        (32, 32), (1.0, 1.0), crop_size_hw=(32, 32), photometric=False, flip_probability=0.0, tile_size=32
+    )
+    for seed in range(5):
+        pixels, label = transform(image[:, :, None].repeat(3, axis=2), image, seed)
+        assert pixels.shape == (32, 32, 3) and np.array_equal(pixels[:, :, 0], label)
+        places = np.lib.stride_tricks.sliding_window_view(image, (32, 32))
+        assert (places == label).all(axis=(2, 3)).sum() == 1
+
+
+def test_tile_settings_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="tile_size must be whole numbers"):
+        instance_training([32], 32, tile_size=0)
+    with pytest.raises(ConfigError, match="tile_least_share must lie in"):
+        instance_training([32], 32, tile_size=32, tile_least_share=2.0)

@@ -6,9 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from swin_dense.tools.tile_arguments import add_tile_arguments, tile_overrides
+
 HELP = "Score a trained model: COCO box and mask AP, mean IoU, or top-1 accuracy."
 EXAMPLE = """  swin-dense evaluate runs/coco/best.safetensors
-  swin-dense evaluate runs/ade/best.safetensors data=/data/ade --json scores.json --predictions labels/"""
+  swin-dense evaluate runs/ade/best.safetensors data=/data/ade --json scores.json --predictions labels/
+  swin-dense evaluate runs/fields/best.safetensors --tile-size 1024 --max-pixels 500000000"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         help="write the predictions: a results file, or label pictures' folder",
     )
+    add_tile_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print a table."""
+    from swin_dense.datasets.images import pixel_limit
+
+    with pixel_limit(arguments.max_pixels):
+        return _evaluate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
     from swin_dense.heads.model_file import load_model, read_about
     from swin_dense.tools.evaluation import default_workers, evaluate
     from swin_dense.tools.predictors import recipe_and_labels
@@ -35,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     from swin_dense.tools.tasks import task_of
     from swin_dense.training.distributed import distributed
 
-    recipe, label_map = recipe_and_labels(arguments.model, read_about(arguments.model), arguments.overrides)
+    overrides = [*arguments.overrides, *tile_overrides(arguments)]
+    recipe, label_map = recipe_and_labels(arguments.model, read_about(arguments.model), overrides)
     task = task_of(recipe)
     validation = task.validation_data(label_map)
     with distributed(arguments.device) as process:

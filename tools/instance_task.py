@@ -1,9 +1,9 @@
-"""Instance segmentation: COCO-format data, Mask R-CNN, box and mask AP."""
+"""Instance segmentation: COCO-format data, Mask R-CNN or its cascade, box and mask AP."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from swin_dense.box_masks import BoxMasks
 from swin_dense.datasets.coco import CocoDataset, InstanceSample, find_coco_split
 from swin_dense.datasets.coco_evaluation import CocoEvaluator
 from swin_dense.datasets.drawing import draw_instances, side_by_side
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.datasets.transforms import instance_training
+from swin_dense.heads.cascade_mask_rcnn import cascade_mask_rcnn
 from swin_dense.heads.mask_rcnn import MaskRCNN, mask_rcnn
 from swin_dense.tools.predictors import InstancePrediction, InstancePredictor, Predictor
 from swin_dense.tools.tasks import Evaluator, Scores, Task, ValidationData
+
+DETECTORS: dict[str, Callable[..., MaskRCNN]] = {"mask_rcnn": mask_rcnn, "cascade_mask_rcnn": cascade_mask_rcnn}
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class InstanceBatch:
     """Images of any sizes with their targets, as `MaskRCNN.forward` takes them, but 8-bit."""
 
     images: list[Tensor]
-    targets: list[dict[str, Tensor]]
+    targets: list[dict[str, Tensor | BoxMasks]]
     image_ids: list[int]
 
     def describe(self) -> str:
@@ -53,6 +57,8 @@ class InstanceTask(Task[InstanceSample, InstanceBatch, InstancePrediction]):
             augmentation.max_long_edge,
             augmentation.flip_probability,
             augmentation.crop_branch,
+            tile_size=augmentation.tile_size,
+            tile_least_share=augmentation.tile_least_share,
         )
         annotations, images = self._files("train")
         return CocoDataset(annotations, images, transform, skip_empty=True, seed=self.recipe.run.seed)
@@ -76,8 +82,9 @@ class InstanceTask(Task[InstanceSample, InstanceBatch, InstancePrediction]):
         return (dataset.aspect_ratios > 1).astype(np.int64)
 
     def build_model(self, num_classes: int) -> MaskRCNN:
-        """Mask R-CNN with the recipe's settings and random weights."""
-        return mask_rcnn(self.backbone_config(), num_classes, **self.head_settings(mask_rcnn))
+        """The recipe's detector with its settings and random weights."""
+        build = DETECTORS[self.recipe.model.detector]
+        return build(self.backbone_config(), num_classes, **self.head_settings(build))
 
     @staticmethod
     def collate(samples: Sequence[InstanceSample]) -> InstanceBatch:
@@ -90,7 +97,7 @@ class InstanceTask(Task[InstanceSample, InstanceBatch, InstancePrediction]):
 
     @staticmethod
     def losses(model: nn.Module, batch: InstanceBatch, device: torch.device) -> Mapping[str, Tensor]:
-        """Mask R-CNN's five losses."""
+        """Mask R-CNN's five losses, or three of each stage and two of the proposals of a cascade."""
         images = [image.to(device, non_blocking=True).float() / 255 for image in batch.images]
         targets = [
             {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in batch.targets
@@ -129,13 +136,13 @@ class InstanceValidation(ValidationData[InstancePrediction]):
     ) -> np.ndarray:
         """Annotated objects beside found ones."""
         image, instances = self.dataset.raw(index)
+        instances, masks = instances.with_masks()
         label_map = self.dataset.label_map
         names = [
-            label_map.names[label] + (" (crowd)" if crowd else "")
-            for label, crowd in zip(instances.labels, instances.is_crowd, strict=True)
+            label_map.names[label] + (" (ignored)" if ignored else "")
+            for label, ignored in zip(instances.labels, instances.is_crowd, strict=True)
         ]
-        masks = instances.masks if len(instances) else None
-        truth = draw_instances(image, instances.boxes_xyxy, names, masks, label_map=label_map)
+        truth = draw_instances(image, instances.boxes_xyxy, names, masks.full().numpy(), label_map=label_map)
         return side_by_side([truth, predictor.picture(image, prediction)], ["ground truth", "prediction"])
 
 

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swin_dense.tools.tile_arguments import add_tile_arguments, tile_overrides
+
 if TYPE_CHECKING:
     from swin_dense.datasets.labels import LabelMap
-    from swin_dense.tools.predictors import InstancePrediction
+    from swin_dense.tools.instance_prediction import InstancePrediction
 
 HELP = "Predict pictures with a trained model, and draw what it finds."
-EXAMPLE = "  swin-dense predict runs/coco/best.safetensors photos/ holiday.jpg --out predictions"
+EXAMPLE = """  swin-dense predict runs/coco/best.safetensors photos/ holiday.jpg --out predictions
+  swin-dense predict runs/fields/best.safetensors aerial.tif --out predictions --tile-size 1024 --tile-overlap 128"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for drawings and results")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     parser.add_argument("--score", type=float, default=0.5, metavar="S", help="draw objects from this score on")
+    add_tile_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write drawings, and results.json with all objects or class scores, or label pictures with the set's values."""
+    from swin_dense.datasets.images import pixel_limit
+
+    with pixel_limit(arguments.max_pixels):
+        return _predict(arguments)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
     from swin_dense.tools.image_files import find_images, named_apart
 
     paths = find_images(arguments.images)
@@ -42,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     from swin_dense.training.distributed import process_from_environment
 
     device = process_from_environment(arguments.device).device
-    predictor: Any = load_predictor(arguments.model, device, [f"inference.drawn_score={arguments.score}"])
+    overrides = [f"inference.drawn_score={arguments.score}", *tile_overrides(arguments)]
+    predictor: Any = load_predictor(arguments.model, device, overrides)
     found: list[dict[str, Any]] = []
     for path, name in tracked(list(zip(paths, named_apart(paths), strict=True)), "predicting"):
         image = read_image(path)
@@ -58,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             labels.parent.mkdir(parents=True, exist_ok=True)
             write_label(labels, np.asarray(prediction), predictor.label_map)
         Image.fromarray(predictor.picture(image, prediction)).save(drawn)
+        del image  # it may be large, and the next one is read before this name changes
     for kind, predictor_class in (("detections", InstancePredictor), ("classifications", ClassificationPredictor)):
         if isinstance(predictor, predictor_class):
             write_json(arguments.out / "results.json", {kind: found})

@@ -1,6 +1,7 @@
 """From a trained model to predictions in the frame of the original image; `evaluate` and `predict` share this path.
 
     image (H, W, 3) uint8 -> resize -> model -> boxes, masks or labels at (H, W), or the probability of each class
+                          -> tiles  -> model -> the same, merged
 
 Images go through one at a time, so that a prediction never depends on its neighbours in a batch.
 """
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -32,47 +32,21 @@ from swin_dense.datasets.transforms import (
     instance_inference,
     semantic_inference,
 )
-from swin_dense.errors import CheckpointError
+from swin_dense.errors import CheckpointError, ConfigError
 from swin_dense.heads.backbones import Normalize
 from swin_dense.heads.mask_pasting import masks_to_rle
 from swin_dense.heads.mask_rcnn import MaskRCNN
 from swin_dense.heads.model_file import load_model
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.upernet import UPerNet
+from swin_dense.tools.instance_prediction import InstancePrediction
+from swin_dense.tools.large_pictures import draw_large_instances, draw_large_semantic
 from swin_dense.tools.recipe import InferenceSettings, Recipe, recipe_from
+from swin_dense.tools.tiled_prediction import detect_tiles, label_tiles, tiling_of
 
 SizeHW = tuple[int, int]
 Resizing = InstanceTransform | SemanticTransform | ClassificationTransform
 Prediction = TypeVar("Prediction")
-
-
-@dataclass(frozen=True)
-class InstancePrediction:
-    """The objects found in one image, by falling score, in pixels of the original image.
-
-    Attributes:
-        boxes_xyxy: (N, 4) float32.
-        labels: (N,) int64, 0-based.
-        scores: (N,) float32 in [0, 1].
-        masks_rle: N run-length codes {"size": [H, W], "counts": str}.
-    """
-
-    boxes_xyxy: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-    masks_rle: list[dict[str, Any]]
-
-    def above(self, score: float) -> InstancePrediction:
-        """Only the objects with at least this score."""
-        rows = np.flatnonzero(self.scores >= score)
-        masks = [self.masks_rle[row] for row in rows]
-        return InstancePrediction(self.boxes_xyxy[rows], self.labels[rows], self.scores[rows], masks)
-
-    def masks(self) -> np.ndarray:
-        """(N, H, W) uint8."""
-        from pycocotools import mask as coco_mask
-
-        return np.stack([coco_mask.decode(code) for code in self.masks_rle])
 
 
 class Predictor(ABC, Generic[Prediction]):
@@ -80,11 +54,11 @@ class Predictor(ABC, Generic[Prediction]):
 
     Args:
         label_map: The model's classes.
-        resize: Resizes images for the model.
+        resize: Resizes images for the model; None where it sees tiles of them.
         device: Where the model is.
     """
 
-    def __init__(self, label_map: LabelMap, resize: Resizing, device: torch.device) -> None:
+    def __init__(self, label_map: LabelMap, resize: Resizing | None, device: torch.device) -> None:
         self.label_map = label_map
         self.resize = resize
         self.device = device
@@ -102,7 +76,11 @@ class Predictor(ABC, Generic[Prediction]):
         """The prediction drawn over its image, (h, w, 3) uint8."""
 
     def images(self, paths: Sequence[ImageSource], sizes_hw: Sequence[SizeHW | None], workers: int) -> DataLoader[Any]:
-        """Reads and resizes pictures in worker processes: (index, resized image, original size) one by one."""
+        """Reads and resizes pictures in worker processes: (index, resized image, original size) one by one.
+
+        Images that stay as large as they are, for tiles, are read here, so that memory holds one at a time.
+        """
+        workers = 0 if self.resize is None else workers
         return DataLoader(_ResizedImages(paths, sizes_hw, self.resize), batch_size=None, num_workers=workers)
 
     def predict_files(
@@ -119,7 +97,9 @@ class Predictor(ABC, Generic[Prediction]):
             (index, prediction).
         """
         for index, image, original_size_hw in self.images(paths, sizes_hw, workers):
-            yield index, self.predict(image, original_size_hw)
+            prediction = self.predict(image, original_size_hw)
+            del image  # it may be large, and the next one is read before this name changes
+            yield index, prediction
 
     def _to_device(self, image: Tensor) -> Tensor:
         return image.to(self.device).float() / 255
@@ -131,18 +111,29 @@ class InstancePredictor(Predictor[InstancePrediction]):
     Args:
         model: In evaluation mode, on `device`.
         label_map: Its classes.
-        settings: How images are resized, and from which score on objects are drawn.
+        settings: How images are resized or cut, and from which score on objects are drawn.
         device: Where the model is.
+
+    Raises:
+        ConfigError: A setting is out of range.
     """
 
     def __init__(self, model: MaskRCNN, label_map: LabelMap, settings: InferenceSettings, device: torch.device) -> None:
-        super().__init__(label_map, instance_inference(settings.short_edge, settings.max_long_edge), device)
+        self.tiling = tiling_of(settings)
+        resize = instance_inference(settings.short_edge, settings.max_long_edge) if self.tiling is None else None
+        super().__init__(label_map, resize, device)
         self.model = model
+        self.max_detections = settings.max_detections
         self.drawn_score = settings.drawn_score
 
-    @torch.inference_mode()
     def predict(self, image: Tensor, original_size_hw: SizeHW) -> InstancePrediction:
         """As in `Predictor`."""
+        if self.tiling is None:
+            return self._detect(image, original_size_hw)
+        return detect_tiles(_channels_last(image), self.tiling, self._detect, self.max_detections)
+
+    @torch.inference_mode()
+    def _detect(self, image: Tensor, original_size_hw: SizeHW) -> InstancePrediction:
         found = self.model.detect([self._to_device(image)])[0]
         (height, width), (original_height, original_width) = image.shape[1:], original_size_hw
         scale_xy = found["boxes"].new_tensor([original_width / width, original_height / height])
@@ -157,6 +148,8 @@ class InstancePredictor(Predictor[InstancePrediction]):
     def picture(self, image: np.ndarray, prediction: InstancePrediction) -> np.ndarray:
         """The objects from `drawn_score` on, drawn over their image."""
         shown = prediction.above(self.drawn_score)
+        if self.tiling is not None:
+            return draw_large_instances(image, shown, self.label_map)
         names = [self.label_map.names[label] for label in shown.labels]
         masks = shown.masks() if names else None
         return draw_instances(image, shown.boxes_xyxy, names, masks, shown.scores, label_map=self.label_map)
@@ -168,23 +161,34 @@ class SemanticPredictor(Predictor[np.ndarray]):
     Args:
         model: In evaluation mode, on `device`.
         label_map: Its classes.
-        settings: How images are resized.
+        settings: How images are resized or cut.
         device: Where the model is.
+
+    Raises:
+        ConfigError: A setting is out of range.
     """
 
     def __init__(self, model: UPerNet, label_map: LabelMap, settings: InferenceSettings, device: torch.device) -> None:
-        super().__init__(label_map, semantic_inference(settings.scale), device)
+        self.tiling = tiling_of(settings)
+        super().__init__(label_map, semantic_inference(settings.scale) if self.tiling is None else None, device)
         self.model = model
 
     @torch.inference_mode()
     def predict(self, image: Tensor, original_size_hw: SizeHW) -> np.ndarray:
         """As in `Predictor`."""
+        if self.tiling is None:
+            return self._logits(image, original_size_hw).argmax(dim=0).to(torch.uint8).cpu().numpy()
+        return label_tiles(_channels_last(image), self.tiling, self._logits)
+
+    def _logits(self, image: Tensor, original_size_hw: SizeHW) -> Tensor:
+        """(3, h, w) to (K, H, W) of the original."""
         logits = self.model(self._to_device(image)[None])
-        logits = functional.interpolate(logits, size=original_size_hw, mode="bilinear", align_corners=False)
-        return logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+        return functional.interpolate(logits, size=original_size_hw, mode="bilinear", align_corners=False)[0]
 
     def picture(self, image: np.ndarray, prediction: np.ndarray) -> np.ndarray:
         """The classes laid over their image, with a legend."""
+        if self.tiling is not None:
+            return draw_large_semantic(image, prediction, self.label_map)
         return draw_semantic(image, prediction, self.label_map)
 
 
@@ -198,12 +202,14 @@ class ClassificationPredictor(Predictor[np.ndarray]):
         device: Where the model is.
 
     Raises:
-        ConfigError: The model does not read RGB.
+        ConfigError: The model does not read RGB, or the settings ask for tiles.
     """
 
     def __init__(
         self, model: Classifier, label_map: LabelMap, settings: InferenceSettings, device: torch.device
     ) -> None:
+        if settings.tile_size is not None:
+            raise ConfigError("inference.tile_size: a classifier sees an image as a whole; set it to null.")
         super().__init__(label_map, classification_inference(settings.crop_size_hw), device)
         self.model = model
         self.normalize = Normalize(model.backbone.config.in_channels).to(device)
@@ -219,8 +225,10 @@ class ClassificationPredictor(Predictor[np.ndarray]):
         return draw_classification(image, prediction, self.label_map)
 
 
-def resized(image: np.ndarray, resize: Resizing) -> Tensor:
-    """(H, W, 3) uint8 to (3, h, w) uint8 at the model's size."""
+def resized(image: np.ndarray, resize: Resizing | None) -> Tensor:
+    """(H, W, 3) uint8 to (3, h, w) uint8 at the model's size; None gives the same pixels, without a copy."""
+    if resize is None:
+        return torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)
     size_hw = (image.shape[0], image.shape[1])
     if isinstance(resize, ClassificationTransform):
         image = resize(image, seed=0)
@@ -276,12 +284,16 @@ def recipe_and_labels(
     return recipe_from(about["recipe"], overrides, str(path)), LabelMap.from_dict(about["labels"])
 
 
+def _channels_last(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
 class _ResizedImages(Dataset[tuple[int, Tensor, SizeHW]]):
     def __init__(
         self,
         paths: Sequence[ImageSource],
         sizes_hw: Sequence[SizeHW | None],
-        resize: Resizing,
+        resize: Resizing | None,
     ) -> None:
         self._paths = paths
         self._sizes_hw = sizes_hw

@@ -86,6 +86,10 @@ class AugmentationSettings:
             to so many pixels; null cuts.
         mixup_alpha: Classification: blend pairs of images, by shares from the beta distribution; 0 never does.
         cutmix_alpha: Classification: cut a box of one image into another, likewise.
+        tile_size: Instance, semantic: train on a random tile of this side of each image, cut out before everything
+            else, so that the other lengths are those of the tile; null takes whole images.
+        tile_least_share: Instance: an object of which less than this share of its box remains in the tile takes no
+            part, neither as an object nor as background.
     """
 
     flip_probability: float = 0.5
@@ -102,11 +106,13 @@ class AugmentationSettings:
     padding: int | None = None
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
+    tile_size: int | None = None
+    tile_least_share: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceSettings:
-    """How images are resized in evaluation and prediction, and what is drawn. Lengths in pixels.
+    """How images are resized or cut in evaluation and prediction, and what is drawn. Lengths in pixels.
 
     Attributes:
         short_edge: Instance: length of the short edge.
@@ -114,6 +120,13 @@ class InferenceSettings:
         drawn_score: Instance: pictures show the objects from this score on; results hold all of them.
         scale: Semantic: (long, short) edge bounds.
         crop_size_hw: Classification: cut out of the middle after resizing to 256/224 of it; images of this size stay.
+        tile_size: Instance, semantic: images are predicted in overlapping tiles of this side, whose results are merged,
+            for images of any size; null predicts them whole.
+        tile_overlap: Neighbouring tiles overlap by at least this much; objects up to it are whole in one of them.
+        tile_scale: The model sees a tile this many times as large. It replaces `short_edge`, `max_long_edge` and
+            `scale`, which are for whole images: 1 leaves every image, small or large, at its own pixels.
+        max_detections: Instance, with tiles: the most objects of one image, best first; null keeps all. The model's own
+            limit holds for each tile.
     """
 
     short_edge: int = 800
@@ -121,6 +134,10 @@ class InferenceSettings:
     drawn_score: float = 0.5
     scale: tuple[int, int] = (2048, 512)
     crop_size_hw: tuple[int, int] = (224, 224)
+    tile_size: int | None = None
+    tile_overlap: int = 128
+    tile_scale: float = 1.0
+    max_detections: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

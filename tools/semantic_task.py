@@ -57,6 +57,7 @@ class SemanticTask(Task[SemanticSample, SemanticBatch, np.ndarray]):
             max_category_ratio=augmentation.max_category_ratio,
             flip_probability=augmentation.flip_probability,
             photometric=augmentation.photometric,
+            tile_size=augmentation.tile_size,
         )
         images, labels = self._folders("train")
         return SemanticDataset(images, labels, self.label_map(), transform, seed=self.recipe.run.seed)
@@ -188,6 +189,5 @@ class SemanticEvaluator(Evaluator[np.ndarray]):
 
 def write_label(path: Path, prediction: np.ndarray, label_map: LabelMap) -> None:
     """Save class indices as a label picture with the data set's own values, 16-bit where 8 do not suffice."""
-    values = np.array(label_map.raw_ids)[prediction]
-    dtype = np.uint8 if values.max(initial=0) <= 255 else np.uint16
-    Image.fromarray(values.astype(dtype)).save(path)
+    dtype = np.uint8 if max(label_map.raw_ids) <= 255 else np.uint16
+    Image.fromarray(np.array(label_map.raw_ids, dtype)[prediction]).save(path)
