@@ -17,6 +17,7 @@ from swin_dense.datasets.coco_json import (
     read_coco_json,
     read_images,
 )
+from swin_dense.datasets.copy_paste import CopyPaste
 from swin_dense.datasets.folders import describe_folder
 from swin_dense.datasets.images import read_image
 from swin_dense.datasets.instances import Instances
@@ -92,6 +93,7 @@ class CocoDataset(Dataset[InstanceSample]):
         annotation_file: COCO JSON.
         image_folder: folder that the file names start from.
         transform: augmentation or test-time resize; None gives the images as they are.
+        copy_paste: pastes objects of other images into each, after `transform`; None pastes nothing.
         skip_empty: leave out images without an object other than a crowd region, as training does.
         label_map: the classes that the file must have, in this order; None takes the file's.
         seed: the run's seed, for the augmentation.
@@ -118,6 +120,7 @@ class CocoDataset(Dataset[InstanceSample]):
         image_folder: str | Path,
         transform: InstanceTransform | None = None,
         *,
+        copy_paste: CopyPaste | None = None,
         skip_empty: bool = False,
         label_map: LabelMap | None = None,
         seed: int = 0,
@@ -133,6 +136,7 @@ class CocoDataset(Dataset[InstanceSample]):
             require_same_labels(label_map, content.label_map, str(annotation_file))
         self._annotation_file = Path(annotation_file)
         self._transform = transform
+        self._copy_paste = copy_paste
         self._seed = seed
         self._table = content.table
         self._images = content.images
@@ -156,12 +160,15 @@ class CocoDataset(Dataset[InstanceSample]):
 
         Raises:
             ImageError: the picture cannot be read or has another size than the annotations say.
+            ConfigError: objects are to be pasted, and the transform gives images of unequal sizes.
             IndexError: there is no such index.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, instances = self.raw(index)
-        if self._transform is not None:
-            image, instances = self._transform(image, instances, sample_seed(self._seed, epoch, index))
+        seed = sample_seed(self._seed, epoch, index)
+        image, instances = self._transformed(index, seed)
+        paste = None if self._copy_paste is None else self._copy_paste.draw(seed, len(self))
+        if paste is not None:
+            image, instances = paste(image, instances, *self._transformed(paste.index, paste.transform_seed))
         instances, masks = instances.with_masks()
         target: dict[str, torch.Tensor | BoxMasks] = {
             "boxes": torch.from_numpy(instances.boxes_xyxy),
@@ -188,6 +195,10 @@ class CocoDataset(Dataset[InstanceSample]):
         height, width = self.sizes_hw[index].tolist()
         image = read_image(self.image_path(index), (height, width))
         return image, self._instances(int(self._image_rows[index]), (height, width))
+
+    def _transformed(self, index: int, seed: int) -> tuple[np.ndarray, Instances]:
+        image, instances = self.raw(index)
+        return (image, instances) if self._transform is None else self._transform(image, instances, seed)
 
     def image_path(self, index: int) -> Path:
         """Returns the path of an image file."""

@@ -106,7 +106,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Pad:
-    """Fills up images and label maps at the bottom and right to at least a size; no objects come with these.
+    """Fills up at the bottom and right to at least a size; what is new belongs to no object.
 
     Attributes:
         size_hw: the least (height, width).
@@ -125,6 +125,12 @@ class Pad:
     def label(self, label: np.ndarray) -> np.ndarray:
         """Returns a label map of at least the size."""
         return self._fill(label, self.fill_label)
+
+    def instances(self, instances: Instances) -> Instances:
+        """Draws the masks before the image grows, as outlines may overshoot it; boxes become those of the masks."""
+        drawn = instances.drawn()
+        size_hw = (max(drawn.size_hw[0], self.size_hw[0]), max(drawn.size_hw[1], self.size_hw[1]))
+        return drawn.moved(drawn.boxes_xyxy, drawn.frame.padded(size_hw))
 
     def _fill(self, picture: np.ndarray, value: int | tuple[int, int, int]) -> np.ndarray:
         height, width = picture.shape[:2]

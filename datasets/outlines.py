@@ -1,6 +1,7 @@
 """Where an object is, as its file says it, and drawn only after all changes of geometry, inside its bounding box.
 
 Flips, resizes and crops change nothing but a few numbers of the frame; polygons keep their corners to the last step.
+Only where pixels count earlier, as when an object hides another one, is an outline replaced by its drawn mask.
 """
 
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,10 @@ class Frame:
         """Returns the frame of a rectangle of the image."""
         return replace(self, size_hw=size_hw, shift_xy=(self.shift_xy[0] - left, self.shift_xy[1] - top))
 
+    def padded(self, size_hw: tuple[int, int]) -> "Frame":
+        """Returns the frame with pixels added at the bottom and right, up to a (height, width)."""
+        return replace(self, size_hw=size_hw)
+
     def of_polygon(self, polygon: np.ndarray) -> np.ndarray:
         """Returns a polygon of the file, (2 P,) x and y in turn, where it lies now."""
         return (polygon.reshape(-1, 2) * self.scale_xy + self.shift_xy).ravel()
@@ -60,7 +65,7 @@ class Frame:
         mask, corner_xy = crop
         rows, top = self._source_pixels(1, corner_xy[1], mask.shape[0])
         columns, left = self._source_pixels(0, corner_xy[0], mask.shape[1])
-        return _tight(mask[np.ix_(rows, columns)], (left, top))
+        return tight(mask[np.ix_(rows, columns)], (left, top))
 
     def _source_pixels(self, axis: int, first: int, count: int) -> tuple[np.ndarray, int]:
         """The pixels of the image along x (0) or y (1) that lie in a mask's: its rows or columns, and the first one."""
@@ -74,26 +79,42 @@ class Frame:
 class Outline:
     """One object as its file has it, in pixels of the file's picture: polygons, or run lengths.
 
+    Or as it is left by a change that neither can express, such as another object in front of it: a drawn mask, in
+    pixels of the image that it was drawn in.
+
     Attributes:
         polygons: each (2 P,) float64, x and y in turn.
         runs: (R,) run lengths that fill the picture column by column; they count where there is no polygon.
+        drawn: the mask; where there is one, nothing else counts.
     """
 
     polygons: tuple[np.ndarray, ...] = ()
     runs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
+    drawn: MaskInBox | None = None
 
     def draw(self, frame: Frame) -> MaskInBox:
         """Draws the object in a frame; the mask is (0, 0) where no pixel is left.
 
-        Polygons get the raster that pycocotools gives them in the whole frame, run lengths the nearest pixels.
+        Polygons get the raster that pycocotools gives them in the whole frame, the others the nearest pixels.
         """
+        if self.drawn is not None:
+            return frame.of_crop(self.drawn)
         if self.polygons:
             polygons = [frame.of_polygon(polygon) for polygon in self.polygons]
             return crop_of_run_lengths(polygon_run_lengths(polygons, frame.size_hw), frame.size_hw[0])
         return frame.of_crop(crop_of_run_lengths(self.runs, frame.source_size_hw[0]))
 
 
-def _tight(mask: np.ndarray, corner_xy: tuple[int, int]) -> MaskInBox:
+def tight(mask: np.ndarray, corner_xy: tuple[int, int]) -> MaskInBox:
+    """Cuts a mask to its bounding box.
+
+    Args:
+        mask: (h, w) uint8.
+        corner_xy: where its left column and top row lie in the image.
+
+    Returns:
+        the mask and where it lies; (0, 0) where it has no pixel.
+    """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return np.zeros((0, 0), np.uint8), (0, 0)

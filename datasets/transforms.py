@@ -20,6 +20,7 @@ from swin_dense.datasets.geometry import (
     Resize,
     keep_ratio_size_hw,
     load_albumentations,
+    scaled_size_hw,
 )
 from swin_dense.datasets.instances import Instances
 from swin_dense.datasets.photometric import draw_photometric
@@ -38,7 +39,9 @@ InstanceDraw = Callable[[tuple[int, int], np.random.Generator], Sequence[Operati
 
 
 class InstanceTransform:
-    """Transforms an image and its objects; build it with `instance_training` or `instance_inference`.
+    """Transforms an image and its objects.
+
+    Build it with `instance_training`, `large_scale_jitter` or `instance_inference`.
 
     Args:
         draw: draws the operations of one sample.
@@ -112,14 +115,32 @@ class TileDraw:
 
 
 @dataclass(frozen=True)
-class _InstanceTrainingDraw:
-    tile: TileDraw | None
-    resize: MultiScaleResize
-    flip_probability: float
-    crop_resize: MultiScaleResize | None
-    crop: RangeCrop
+class SquareJitter:
+    """Scales to a drawn multiple of what fits a square, then cuts out or fills up to the square.
+
+    What is filled up shows the mean colour and is background as any other, as published.
+    """
+
+    side: int
+    scale_range: tuple[float, float]
 
     def __call__(self, size_hw: tuple[int, int], generator: np.random.Generator) -> list[Operation]:
+        """Draws scale and place for an image of a (height, width)."""
+        scale = self.side / max(size_hw) * generator.uniform(*self.scale_range)
+        resize = Resize(scaled_size_hw(size_hw, scale))
+        crop = RangeCrop(self.side, self.side)(resize.size_hw, generator)
+        return [resize, crop, Pad((self.side, self.side), PAD_RGB, IGNORED_LABEL)]
+
+
+@dataclass(frozen=True)
+class _TileAndFlip:
+    tile: TileDraw | None
+    flip_probability: float
+
+    def __call__(
+        self, size_hw: tuple[int, int], generator: np.random.Generator
+    ) -> tuple[list[Operation], tuple[int, int]]:
+        """The operations that come first, and the (height, width) after them."""
         operations: list[Operation] = []
         if self.tile is not None:
             tile = self.tile(size_hw, generator)
@@ -127,6 +148,28 @@ class _InstanceTrainingDraw:
             size_hw = tile.size_hw
         if generator.random() < self.flip_probability:
             operations.append(Flip())
+        return operations, size_hw
+
+
+@dataclass(frozen=True)
+class _LargeScaleJitterDraw:
+    first: _TileAndFlip
+    jitter: SquareJitter
+
+    def __call__(self, size_hw: tuple[int, int], generator: np.random.Generator) -> list[Operation]:
+        operations, size_hw = self.first(size_hw, generator)
+        return operations + self.jitter(size_hw, generator)
+
+
+@dataclass(frozen=True)
+class _InstanceTrainingDraw:
+    first: _TileAndFlip
+    resize: MultiScaleResize
+    crop_resize: MultiScaleResize | None
+    crop: RangeCrop
+
+    def __call__(self, size_hw: tuple[int, int], generator: np.random.Generator) -> list[Operation]:
+        operations, size_hw = self.first(size_hw, generator)
         if self.crop_resize is not None and generator.random() < 0.5:
             first = self.crop_resize(size_hw, generator)
             crop = self.crop(first.size_hw, generator)
@@ -186,13 +229,41 @@ def instance_training(
     crop_resize = MultiScaleResize(tuple(crop_short_edges), max_long_edge) if crop_branch else None
     return InstanceTransform(
         _InstanceTrainingDraw(
-            _tile_draw(tile_size, tile_least_share),
+            _TileAndFlip(_tile_draw(tile_size, tile_least_share), flip_probability),
             MultiScaleResize(tuple(short_edges), max_long_edge),
-            flip_probability,
             crop_resize,
             RangeCrop(*crop_range),
         )
     )
+
+
+def large_scale_jitter(
+    side: int = 1024,
+    scale_range: tuple[float, float] = (0.1, 2.0),
+    flip_probability: float = 0.5,
+    tile_size: int | None = None,
+    tile_least_share: float = 0.5,
+) -> InstanceTransform:
+    """Builds large-scale jitter: flip, then a random scale of a square, cut out or filled up to that square.
+
+    The numbers are those of Ghiasi et al., "Simple Copy-Paste" (2021), section 3, and of detectron2's `new_baselines`.
+    As there, objects get the bounding boxes of what is left of their masks, and what is filled up is background.
+
+    Args:
+        side: of the square in pixels.
+        scale_range: the image, ratio kept, is scaled to fit the square times a number from this range.
+        flip_probability: probability of mirroring.
+        tile_size: side in pixels of a tile that is cut out of the image before everything else; None takes all of it.
+        tile_least_share: see `TrainingTile`.
+
+    Raises:
+        ConfigError: a length is not positive, a scale is not positive, or a probability lies outside 0..1.
+    """
+    _require_lengths("jitter_size", [side])
+    _require_probability("flip_probability", flip_probability)
+    _require_positive_range("jitter_range", scale_range)
+    first = _TileAndFlip(_tile_draw(tile_size, tile_least_share), flip_probability)
+    return InstanceTransform(_LargeScaleJitterDraw(first, SquareJitter(side, scale_range)))
 
 
 def instance_inference(short_edge: int, max_long_edge: int) -> InstanceTransform:
@@ -231,8 +302,7 @@ class SemanticTransform:
         _require_lengths("scale", scale)
         _require_probability("flip_probability", flip_probability)
         _require_probability("max_category_ratio", max_category_ratio)
-        if not 0 < ratio_range[0] <= ratio_range[1]:
-            raise ConfigError(f"augmentation: ratio_range must be (least, most), both positive, got {ratio_range}")
+        _require_positive_range("ratio_range", ratio_range)
         if crop_size_hw is not None:
             _require_lengths("crop_size_hw", crop_size_hw)
         self._scale = scale
@@ -360,8 +430,7 @@ class ClassificationTransform:
         _require_probability("flip_probability", flip_probability)
         if area_range is not None and not 0 < area_range[0] <= area_range[1] <= 1:
             raise ConfigError(f"augmentation: area_range must be (least, most), both in 0..1, got {area_range}")
-        if not 0 < aspect_range[0] <= aspect_range[1]:
-            raise ConfigError(f"augmentation: aspect_range must be (least, most), both positive, got {aspect_range}")
+        _require_positive_range("aspect_range", aspect_range)
         if padding < 0:
             raise ConfigError(f"augmentation: padding must be 0 or more pixels, got {padding}")
         self._size_hw = size_hw
@@ -542,3 +611,8 @@ def _require_edges(name: str, short_edges: Sequence[int], max_long_edge: int) ->
 def _require_probability(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ConfigError(f"augmentation: {name} must lie in 0..1, got {value}")
+
+
+def _require_positive_range(name: str, bounds: tuple[float, float]) -> None:
+    if not 0 < bounds[0] <= bounds[1] < math.inf:
+        raise ConfigError(f"augmentation: {name} must be (least, most), both positive, got {bounds}")

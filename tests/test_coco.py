@@ -8,11 +8,13 @@ from torch.utils.data import DataLoader
 
 from swin_dense.datasets.batches import TrainingBatches
 from swin_dense.datasets.coco import CocoDataset
+from swin_dense.datasets.copy_paste import CopyPaste
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.transforms import instance_training
+from swin_dense.datasets.transforms import instance_training, large_scale_jitter, sample_seed
 from swin_dense.errors import AnnotationError, DataError, ImageError
 
 TRAINING = instance_training(tuple(range(31, 71)), 131, crop_branch=True)
+JITTER = large_scale_jitter(61, (0.5, 2.0))
 
 
 def dataset_of(tree, transform=None, **options):
@@ -158,6 +160,34 @@ def test_epochs_and_seeds_differ_and_repeat(coco_tree):
     assert contents(dataset[3, 0]) == contents(dataset[3, 0])
     assert contents(dataset[0]) == contents(dataset[0, 0])
     assert pictures != {contents(other[epoch, 0]) for epoch in range(12)}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_pasted_samples_are_the_same_for_any_number_of_workers(coco_tree, num_workers):
+    dataset = dataset_of(coco_tree, JITTER, copy_paste=CopyPaste())
+    alone = [contents(sample) for sample in load(dataset, 0)]
+    assert alone == [contents(sample) for sample in load(dataset, num_workers)]
+
+
+def test_a_pasted_sample_can_be_replayed_from_seed_epoch_and_index(coco_tree):
+    dataset = dataset_of(coco_tree, JITTER, copy_paste=CopyPaste(0.5), seed=3)
+    plain = dataset_of(coco_tree, JITTER, seed=3)
+    changed = 0
+    for epoch in range(12):
+        seed = sample_seed(3, epoch, 1)
+        image, instances = JITTER(*plain.raw(1), seed)
+        paste = CopyPaste(0.5).draw(seed, 4)
+        if paste is None:
+            assert contents(dataset[epoch, 1]) == contents(plain[epoch, 1])
+            continue
+        image, instances = paste(image, instances, *JITTER(*plain.raw(paste.index), paste.transform_seed))
+        sample = dataset[epoch, 1]
+        assert np.array_equal(sample.image.permute(1, 2, 0), image)
+        assert np.array_equal(sample.target["boxes"], instances.boxes_xyxy)
+        assert np.array_equal(sample.target["labels"], instances.labels)
+        changed += contents(sample) != contents(plain[epoch, 1])
+    assert changed
+    assert len({contents(dataset[epoch, 1]) for epoch in range(12)}) > 10
 
 
 def test_dataset_and_samples_can_be_pickled(coco_tree):

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swin_dense.datasets.geometry import Crop, Flip, Pad, Resize, keep_ratio_size_hw, scaled_size_hw
-from swin_dense.datasets.outlines import Frame
+from swin_dense.datasets.outlines import Frame, Outline
 
 SIZE_HW = (41, 67)
 
@@ -18,6 +18,7 @@ operations = st.lists(
     st.one_of(
         st.just(Flip()),
         st.builds(Resize, st.tuples(st.integers(5, 90), st.integers(5, 90))),
+        st.builds(Pad, st.tuples(st.integers(5, 90), st.integers(5, 90)), st.just((0, 0, 0)), st.just(255)),
         st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0.2, 1), st.floats(0.2, 1)),
     ),
     max_size=4,
@@ -51,7 +52,8 @@ def test_box_mask_label_crowd_and_id_never_come_apart(make_instances, steps, see
 @given(operations, st.integers(0, 10**6))
 def test_operations_move_boxes_and_frame_alike(make_instances, steps, seed):
     before = make_instances(SIZE_HW, seed)
-    steps = [step for step in steps if not isinstance(step, tuple)]  # crops clip boxes
+    # Crops clip boxes, and padding draws the masks.
+    steps = [step for step in steps if not isinstance(step, tuple | Pad)]
     after = apply(steps, before)
     for row, box in zip(after.labels, after.boxes_xyxy, strict=True):
         x1, y1, x2, y2 = after.frame.of_polygon(before.boxes_xyxy[row].astype(np.float64))
@@ -107,7 +109,9 @@ def test_operations_leave_their_input_alone(make_instances):
     for operation in (Flip(), Resize((20, 30)), Crop(3, 4, (20, 30))):
         operation.image(image)
         operation.instances(instances)
-    Pad((50, 70), (0, 0, 0), 255).image(image)
+    pad = Pad((50, 70), (0, 0, 0), 255)
+    pad.image(image)
+    pad.instances(instances)
     assert np.array_equal(boxes, instances.boxes_xyxy) and instances.frame == Frame.of_file(SIZE_HW)
     assert (image == 9).all()
 
@@ -117,6 +121,15 @@ def test_pad_fills_image_and_label_at_bottom_and_right():
     image, label = pad.image(np.zeros((7, 6, 3), np.uint8)), pad.label(np.zeros((7, 6), np.uint8))
     assert image.shape == (7, 9, 3) and image[0, 8].tolist() == [124, 116, 104] and not image[:, :6].any()
     assert label.shape == (7, 9) and (label[:, 6:] == 255).all() and not label[:, :6].any()
+
+
+def test_pad_leaves_masks_where_they_are_and_outlines_out_of_the_new_pixels(make_instances):
+    instances = make_instances(SIZE_HW, seed=2)
+    instances.outlines[1] = Outline((np.array([50.0, 30, 90, 30, 90, 60, 50, 60]),))  # overshoots the image
+    padded, masks = Pad((53, 71), (0, 0, 0), 255).instances(instances).with_masks()
+    plain = instances.with_masks()[1].full()
+    assert np.array_equal(masks.full()[:, :41, :67], plain) and masks.full().sum() == plain.sum()
+    assert padded.size_hw == (53, 71) and np.array_equal(padded.boxes_xyxy, mask_boxes(masks))
 
 
 @pytest.mark.parametrize(

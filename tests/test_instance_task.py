@@ -56,6 +56,31 @@ def test_groups_part_wide_from_tall(task):
     assert [group == 1 for group in groups] == [width > height for height, width in data.sizes_hw.tolist()]
 
 
+def test_jittered_and_pasted_images_are_squares_to_train_on(tiny_words):
+    pasting = ("augmentation.jitter_size=96", "augmentation.copy_paste_probability=1")
+    name, *overrides = tiny_words("instance", *pasting)
+    task = task_of(read_recipe(name, overrides))
+    data = task.training_data()
+    samples = [data[(0, index)] for index in range(4)]
+    assert all(sample.image.shape == (3, 96, 96) for sample in samples) and task.batch_groups(data) is None
+    name, *overrides = tiny_words("instance", pasting[0])
+    plain = task_of(read_recipe(name, overrides)).training_data()
+    assert not all(torch.equal(sample.image, plain[(0, index)].image) for index, sample in enumerate(samples))
+    torch.manual_seed(0)
+    losses = task.losses(task.build_model(6).train(), task.collate(samples[:2]), CPU)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_wrong_jitter_is_refused(tiny_words):
+    for override, message in (
+        ("augmentation.jitter_size=0", "jitter_size must be whole numbers of pixels"),
+        ("augmentation.jitter_range=[2, 1]", r"jitter_range must be \(least, most\), both positive"),
+    ):
+        name, *overrides = tiny_words("instance", "augmentation.jitter_size=96", override)
+        with pytest.raises(ConfigError, match=message):
+            task_of(read_recipe(name, overrides)).training_data()
+
+
 def test_batch_gives_every_loss_and_describes_itself(task):
     data = task.training_data()
     batch = task.collate([data[(0, 0)], data[(0, 3)]])

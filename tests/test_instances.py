@@ -55,6 +55,29 @@ def test_masks_come_with_their_objects_and_without_those_that_have_no_pixel(make
     assert all(masks.crop(row).all() for row in range(3)) and masks.image_size_hw == (17, 23)
 
 
+def test_drawn_keeps_masks_and_bounds_them(make_instances):
+    instances = make_instances((17, 23), seed=1)
+    instances.boxes_xyxy[:] += 1  # somewhere else
+    instances.outlines[2] = Outline(runs=np.array([17 * 23], np.uint32))
+    drawn = instances.drawn()
+    kept, masks = drawn.with_masks()
+    assert len(kept) == len(drawn) == 4 and drawn.labels.tolist() == [0, 1, 3, 4]
+    assert np.array_equal(masks.full(), instances.with_masks()[1].full())
+    corners = np.concatenate([masks.corners_xy, masks.corners_xy + masks.sizes_hw.flip(1)], axis=1)
+    assert np.array_equal(drawn.boxes_xyxy, corners) and drawn.boxes_xyxy.dtype == np.float32
+    assert len(Instances.empty((17, 23)).drawn()) == 0
+
+
+def test_followed_by_keeps_both_in_order_and_needs_one_frame(make_instances):
+    first, second = make_instances((17, 23), seed=1, count=2), make_instances((17, 23), seed=2, count=3)
+    both = first.followed_by(second)
+    assert both.labels.tolist() == [0, 1, 0, 1, 2] and both.outlines == [*first.outlines, *second.outlines]
+    for name in ("boxes_xyxy", "is_crowd", "annotation_ids"):
+        assert np.array_equal(getattr(both, name), np.concatenate([getattr(first, name), getattr(second, name)]))
+    with pytest.raises(DataError, match="only those of one frame can be joined"):
+        first.followed_by(make_instances((17, 29), seed=2))
+
+
 def test_objects_without_a_box_do_not_move_on(make_instances):
     instances = make_instances((17, 23), seed=1)
     boxes = instances.boxes_xyxy.copy()

@@ -117,6 +117,18 @@ def test_run_lengths_as_they_are_equal_pycocotools_decode(seed):
     assert np.array_equal(full(drawn, SIZE_HW), wanted) and is_tight(drawn[0])
 
 
+@given(polygons, steps, st.booleans())
+def test_a_drawn_mask_moves_as_the_run_lengths_of_the_same_picture(polygon, changes, as_runs):
+    drawn = Outline((polygon,)).draw(Frame.of_file(SIZE_HW))
+    frame = frame_after(changes)
+    if as_runs and drawn[0].size:
+        wanted = Outline(runs=runs_of(full(drawn, SIZE_HW))).draw(frame)
+    else:
+        frame, wanted = Frame.of_file(SIZE_HW), drawn
+    mask, corner_xy = Outline(drawn=drawn).draw(frame)
+    assert np.array_equal(mask, wanted[0]) and corner_xy == wanted[1] and is_tight(mask)
+
+
 @given(polygons, steps)
 def test_flip_twice_is_the_identity_bit_for_bit(polygon, changes):
     frame = frame_after(changes)
@@ -130,6 +142,7 @@ def test_drawing_takes_memory_for_the_object_not_for_the_frame():
     def peak(side):
         outlines = [
             Outline((np.array([1.0, 1, 81, 5, 71, 91, 3, 60]) + side / 2,)),
+            Outline(drawn=(np.ones((80, 90), np.uint8), (side // 2, side // 2))),
             Outline(runs=np.array([side * (side // 2), 60, side - 60, 60, side * (side - side // 2 - 1) - 60])),
         ]
         frame = Frame.of_file((side, side))

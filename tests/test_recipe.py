@@ -65,6 +65,12 @@ def test_counts_are_not_negative(name):
         Recipe(task="instance", schedule=ScheduleSettings(steps=1), run=RunSettings(**{name: -1}))
 
 
+def test_copy_paste_needs_images_of_one_size():
+    assert read_recipe("mask_rcnn_swin_t_lsj", ["augmentation.copy_paste_probability=1"])
+    with pytest.raises(ConfigError, match=r"give augmentation\.jitter_size too, for example 1024"):
+        read_recipe("mask_rcnn_swin_t_1x", ["augmentation.copy_paste_probability=1"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

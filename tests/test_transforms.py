@@ -8,7 +8,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, RandomResizedCrop
 from torchvision.transforms import Resize as TorchvisionResize
 
-from swin_dense.datasets.geometry import Crop, Flip, Resize
+from swin_dense.datasets.copy_paste import CopyPaste
+from swin_dense.datasets.geometry import Crop, Flip, Pad, Resize
 from swin_dense.datasets.instances import Instances
 from swin_dense.datasets.outlines import Frame, Outline
 from swin_dense.datasets.transforms import (
@@ -20,6 +21,7 @@ from swin_dense.datasets.transforms import (
     classification_training,
     instance_inference,
     instance_training,
+    large_scale_jitter,
     sample_seed,
     semantic_inference,
     semantic_training,
@@ -213,7 +215,12 @@ def test_classification_inference_is_the_centre_for_every_seed():
 
 
 def test_transforms_can_be_sent_to_workers():
-    for transform in (OFFICIAL, semantic_training(crop_size_hw=(64, 64)), classification_training((64, 64))):
+    for transform in (
+        OFFICIAL,
+        large_scale_jitter(64),
+        semantic_training(crop_size_hw=(64, 64)),
+        classification_training((64, 64)),
+    ):
         assert type(pickle.loads(pickle.dumps(transform))) is type(transform)
 
 
@@ -224,6 +231,11 @@ def test_transforms_can_be_sent_to_workers():
         (lambda: instance_training((800,), 600), r"at least the largest of short_edges \(800\), got 600"),
         (lambda: instance_training((80,), 100, flip_probability=1.5), r"flip_probability must lie in 0\.\.1, got 1\.5"),
         (lambda: instance_training((80,), 100, crop_range=(9, 5)), r"crop_range must be \(least, most\)"),
+        (lambda: large_scale_jitter(0), "jitter_size must be whole numbers of pixels"),
+        (lambda: large_scale_jitter(64, (0.0, 2.0)), r"jitter_range must be \(least, most\), both positive, got \(0"),
+        (lambda: large_scale_jitter(64, (0.1, float("inf"))), "jitter_range must be"),
+        (lambda: large_scale_jitter(64, flip_probability=-1), r"flip_probability must lie in 0\.\.1"),
+        (lambda: large_scale_jitter(64, tile_size=0), "tile_size must be whole numbers"),
         (lambda: instance_inference(0, 100), "short_edge must be whole numbers"),
         (lambda: semantic_training(crop_size_hw=(0, 64)), "crop_size_hw must be whole numbers"),
         (lambda: classification_inference((0, 3)), "crop_size_hw must be whole numbers"),
@@ -284,3 +296,173 @@ def test_tile_settings_out_of_range_are_refused():
         instance_training([32], 32, tile_size=0)
     with pytest.raises(ConfigError, match="tile_least_share must lie in"):
         instance_training([32], 32, tile_size=32, tile_least_share=2.0)
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(0, 2**64 - 1))
+def test_large_scale_jitter_stays_within_the_published_scales(height, width, seed):
+    operations = large_scale_jitter().operations((height, width), seed)
+    resize, crop, pad = operations[-3:]
+    assert isinstance(resize, Resize) and isinstance(crop, Crop) and isinstance(pad, Pad)
+    assert 102 <= max(resize.size_hw) <= 2048 and pad.size_hw == (1024, 1024)
+    scale = max(resize.size_hw) / max(height, width)
+    assert np.allclose(resize.size_hw, (height * scale, width * scale), rtol=0.01, atol=1)
+    assert crop.size_hw == tuple(min(side, 1024) for side in resize.size_hw)
+    assert crop.top + crop.size_hw[0] <= resize.size_hw[0] and crop.left + crop.size_hw[1] <= resize.size_hw[1]
+
+
+def test_large_scale_jitter_draws_every_scale_alike_and_flips_half_the_time():
+    drawn = [large_scale_jitter().operations((480, 640), seed) for seed in range(2000)]
+    sides = np.array([max(operations[-3].size_hw) for operations in drawn])
+    counts, _ = np.histogram(sides, 4, (102.4, 2048))
+    assert counts.min() > 430 and counts.max() < 570
+    assert 0.46 < np.mean([isinstance(operations[0], Flip) for operations in drawn]) < 0.54
+
+
+def test_large_scale_jitter_equals_the_reference_on_whole_pictures(make_instances):
+    transform = large_scale_jitter(61, (0.3, 2.0))
+    vanished = 0
+    for seed in range(20):
+        before = make_instances(SIZE_HW, seed)
+        image, found = transform(IMAGE, before, seed)
+        wanted, undrawn = IMAGE, before
+        for operation in transform.operations(SIZE_HW, seed)[:-1]:
+            wanted, undrawn = operation.image(wanted), operation.instances(undrawn)
+        undrawn, masks = undrawn.with_masks()
+        height, width = wanted.shape[:2]
+        assert np.array_equal(image[:height, :width], wanted)
+        assert (image[height:] == PAD_RGB).all() and (image[:, width:] == PAD_RGB).all()
+        filled = np.pad(masks.full(), ((0, 0), (0, 61 - height), (0, 61 - width)))
+        assert np.array_equal(found.with_masks()[1].full(), filled)
+        assert np.array_equal(found.annotation_ids, undrawn.annotation_ids)
+        vanished += len(before) - len(found)
+    assert vanished
+
+
+# Every transform of images with objects, small enough for pictures of about 100 pixels.
+JITTER = large_scale_jitter(127, (0.3, 2.0))
+INSTANCE_TRANSFORMS = {
+    "published": instance_training(tuple(range(61, 114, 4)), 171),
+    "crop branch": instance_training((61, 89, 113), 171, crop_branch=True, crop_short_edges=(97,), crop_range=(53, 79)),
+    "tiles": instance_training((61, 89), 171, tile_size=71),
+    "jitter": JITTER,
+    "jitter of tiles": large_scale_jitter(101, (0.5, 1.5), tile_size=71),
+    "inference": instance_inference(71, 131),
+    "copy-paste": lambda image, instances, seed: copy_paste(image, instances, seed),
+}
+BOXES_OF_MASKS = ("jitter", "jitter of tiles", "copy-paste")
+
+
+def copy_paste(image, instances, seed):
+    paste = CopyPaste().draw(seed, 1)
+    return paste(*JITTER(image, instances, seed), *JITTER(*painted((97, 101), 200), paste.transform_seed))
+
+
+def colour_of(annotation_id):
+    return np.array([annotation_id * factor % 211 + 40 for factor in (37, 101, 163)])
+
+
+def painted(size_hw, first_id):
+    """A picture of nine objects, each in its own colour: label, crowd flag and colour follow from the id."""
+    image = np.zeros((*size_hw, 3), np.uint8)
+    boxes, outlines = np.zeros((9, 4), np.float32), []
+    ids = first_id + np.arange(9)
+    for row, annotation_id in enumerate(ids.tolist()):
+        top, left = row // 3 * (size_hw[0] // 3) + 2, row % 3 * (size_hw[1] // 3) + 2
+        bottom, right = top + size_hw[0] // 4 + row % 2, left + size_hw[1] // 4
+        image[top:bottom, left:right] = colour_of(annotation_id)
+        boxes[row] = left, top, right, bottom
+        mask = np.zeros(size_hw, np.uint8)
+        mask[top:bottom, left:right] = 1
+        changes = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=0))
+        runs = np.diff(changes, prepend=0, append=mask.size).astype(np.uint32)
+        corners = np.array([left, top, right, top, right, bottom, left, bottom], np.float64)
+        outlines.append(Outline((corners,)) if row % 2 else Outline(runs=runs))
+    return image, Instances(boxes, ids % 7, outlines, ids % 4 == 0, ids, Frame.of_file(size_hw))
+
+
+def record_bytes(instances):
+    return pickle.dumps((vars(instances), [vars(outline) for outline in instances.outlines]))
+
+
+@pytest.mark.parametrize("name", INSTANCE_TRANSFORMS)
+def test_box_label_mask_crowd_id_and_pixels_never_come_apart(name):
+    looked_at = 0
+    for seed in range(25):
+        image, instances = INSTANCE_TRANSFORMS[name](*painted((127, 113), 100), seed)
+        kept, masks = instances.with_masks()
+        assert image.shape == (*instances.size_hw, 3) and image.dtype == np.uint8
+        assert np.array_equal(kept.labels, kept.annotation_ids % 7)
+        assert len(set(kept.annotation_ids.tolist())) == len(kept)
+        ignored = kept.annotation_ids % 4 == 0
+        # What a tile cuts too far takes no part either.
+        assert (kept.is_crowd >= ignored).all() if "tiles" in name else np.array_equal(kept.is_crowd, ignored)
+        corners = np.concatenate([masks.corners_xy, masks.corners_xy + masks.sizes_hw.flip(1)], axis=1)
+        slack = 0 if name in BOXES_OF_MASKS else 1.01
+        assert np.abs(kept.boxes_xyxy - corners).max(initial=0) <= slack
+        assert slack or len(kept) == len(instances)
+        for annotation_id, mask in zip(kept.annotation_ids.tolist(), masks.full().numpy().astype(bool), strict=True):
+            # Smaller ones are all edge, where colours mix.
+            if mask.sum() >= 60 and min(np.ptp(axis) for axis in np.nonzero(mask)) >= 6:
+                assert np.array_equal(np.median(image[mask], axis=0).round(), colour_of(annotation_id)), annotation_id
+                looked_at += 1
+    assert looked_at > 60
+
+
+@pytest.mark.parametrize("name", INSTANCE_TRANSFORMS)
+def test_instance_transforms_repeat_with_the_seed_and_change_nothing_in_place(name):
+    image, instances = painted((127, 113), 100)
+    before = image.copy(), record_bytes(instances)
+    results = set()
+    for seed in range(8):
+        first, again = (INSTANCE_TRANSFORMS[name](image, instances, seed) for _ in range(2))
+        assert np.array_equal(first[0], again[0])
+        assert np.array_equal(first[1].boxes_xyxy, again[1].boxes_xyxy)
+        assert np.array_equal(first[1].with_masks()[1].full(), again[1].with_masks()[1].full())
+        results.add(first[0].tobytes())
+    assert len(results) == 1 if name == "inference" else len(results) > 4
+    assert np.array_equal(image, before[0]) and record_bytes(instances) == before[1]
+
+
+@pytest.mark.parametrize("name", INSTANCE_TRANSFORMS)
+def test_flip_twice_is_the_identity_after_every_instance_transform(name):
+    flip = Flip()
+    for seed in range(5):
+        _, instances = INSTANCE_TRANSFORMS[name](*painted((127, 113), 100), seed)
+        once, again = flip.instances(instances), flip.instances(flip.instances(instances))
+        assert np.allclose(again.boxes_xyxy, instances.boxes_xyxy, atol=1e-4)
+        masks = instances.with_masks()[1].full()
+        assert np.array_equal(again.with_masks()[1].full(), masks)
+        if name in BOXES_OF_MASKS:
+            assert np.array_equal(once.with_masks()[1].full(), masks.flip(2))
+
+
+SEMANTIC_TRANSFORMS = {
+    "published": semantic_training((151, 83), crop_size_hw=(89, 97), photometric=False),
+    "tiles": semantic_training((71, 71), (0.7, 1.4), crop_size_hw=(61, 61), photometric=False, tile_size=71),
+    "no crop of one class": semantic_training((151, 83), crop_size_hw=(31, 37), photometric=False),
+    "filled up": semantic_training((61, 61), (0.5, 1.0), crop_size_hw=(101, 73), photometric=False),
+}
+
+
+@pytest.mark.parametrize("name", SEMANTIC_TRANSFORMS)
+def test_semantic_labels_and_pixels_never_come_apart(name):
+    image, instances = painted((127, 113), 100)
+    label = np.full((127, 113), 255, np.uint8)
+    for mask, annotation_id in zip(instances.with_masks()[1].full().numpy(), instances.annotation_ids, strict=True):
+        label[mask > 0] = annotation_id
+    before = image.copy(), label.copy()
+    results, looked_at = set(), 0
+    for seed in range(15):
+        changed, changed_label = SEMANTIC_TRANSFORMS[name](image, label, seed)
+        assert changed.shape[:2] == changed_label.shape
+        for annotation_id in set(np.unique(changed_label).tolist()) - {255}:
+            mask = changed_label == annotation_id
+            if mask.sum() >= 60 and min(np.ptp(axis) for axis in np.nonzero(mask)) >= 6:
+                assert np.array_equal(np.median(changed[mask], axis=0).round(), colour_of(annotation_id))
+                looked_at += 1
+        filled = (changed == PAD_RGB).all(axis=2)
+        assert (changed_label[filled] == 255).all()
+        assert np.array_equal(changed, SEMANTIC_TRANSFORMS[name](image, label, seed)[0])
+        results.add(changed.tobytes())
+    assert looked_at > 30 and len(results) > 12
+    assert np.array_equal(image, before[0]) and np.array_equal(label, before[1])

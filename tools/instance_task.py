@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from swin_dense.box_masks import BoxMasks
 from swin_dense.datasets.coco import CocoDataset, InstanceSample, find_coco_split
 from swin_dense.datasets.coco_evaluation import CocoEvaluator
+from swin_dense.datasets.copy_paste import CopyPaste
 from swin_dense.datasets.drawing import draw_instances, side_by_side
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.transforms import instance_training
+from swin_dense.datasets.transforms import InstanceTransform, instance_training, large_scale_jitter
 from swin_dense.heads.cascade_mask_rcnn import cascade_mask_rcnn
 from swin_dense.heads.mask_rcnn import MaskRCNN, mask_rcnn
 from swin_dense.tools.predictors import InstancePrediction, InstancePredictor, Predictor
@@ -51,8 +52,27 @@ class InstanceTask(Task[InstanceSample, InstanceBatch, InstancePrediction]):
 
     def training_data(self) -> CocoDataset:
         """Images with at least one object, augmented."""
+        annotations, images = self._files("train")
+        return CocoDataset(
+            annotations,
+            images,
+            self._transform(),
+            copy_paste=CopyPaste(self.recipe.augmentation.copy_paste_probability),
+            skip_empty=True,
+            seed=self.recipe.run.seed,
+        )
+
+    def _transform(self) -> InstanceTransform:
         augmentation = self.recipe.augmentation
-        transform = instance_training(
+        if augmentation.jitter_size is not None:
+            return large_scale_jitter(
+                augmentation.jitter_size,
+                augmentation.jitter_range,
+                augmentation.flip_probability,
+                augmentation.tile_size,
+                augmentation.tile_least_share,
+            )
+        return instance_training(
             augmentation.short_edges,
             augmentation.max_long_edge,
             augmentation.flip_probability,
@@ -60,8 +80,6 @@ class InstanceTask(Task[InstanceSample, InstanceBatch, InstancePrediction]):
             tile_size=augmentation.tile_size,
             tile_least_share=augmentation.tile_least_share,
         )
-        annotations, images = self._files("train")
-        return CocoDataset(annotations, images, transform, skip_empty=True, seed=self.recipe.run.seed)
 
     def validation_data(self, label_map: LabelMap) -> InstanceValidation:
         """All images, as they are."""
@@ -77,8 +95,10 @@ class InstanceTask(Task[InstanceSample, InstanceBatch, InstancePrediction]):
             annotations, images = annotations or found_annotations, images or found_images
         return annotations, images
 
-    def batch_groups(self, dataset: CocoDataset) -> np.ndarray:
-        """Wide images apart from tall ones, so that less of a batch is padding."""
+    def batch_groups(self, dataset: CocoDataset) -> np.ndarray | None:
+        """Wide images apart from tall ones, so that less of a batch is padding; squares need no padding."""
+        if self.recipe.augmentation.jitter_size is not None:
+            return None
         return (dataset.aspect_ratios > 1).astype(np.int64)
 
     def build_model(self, num_classes: int) -> MaskRCNN:

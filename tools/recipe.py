@@ -75,6 +75,10 @@ class AugmentationSettings:
         short_edges: Instance: lengths that the short edge is drawn from.
         max_long_edge: Instance: cap of the long edge.
         crop_branch: Instance: crop before resizing half of the images.
+        jitter_size: Instance: large-scale jitter to a square of this side, in place of `short_edges`,
+            `max_long_edge` and `crop_branch`; null does without.
+        jitter_range: Instance: the image is scaled to fit the square times a number from this range.
+        copy_paste_probability: Instance: of pasting objects of another image into an image; needs `jitter_size`.
         scale: Semantic: (long, short) edge bounds.
         ratio_range: Semantic: both bounds are multiplied by a number from this range.
         crop_size_hw: Semantic, classification: the size trained on.
@@ -96,6 +100,9 @@ class AugmentationSettings:
     short_edges: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     max_long_edge: int = 1333
     crop_branch: bool = False
+    jitter_size: int | None = None
+    jitter_range: tuple[float, float] = (0.1, 2.0)
+    copy_paste_probability: float = 0.0
     scale: tuple[int, int] = (2048, 512)
     ratio_range: tuple[float, float] = (0.5, 2.0)
     crop_size_hw: tuple[int, int] = (512, 512)
@@ -233,6 +240,11 @@ class Recipe:
         for name, value in (("workers", self.run.workers), ("pictures", self.run.pictures)):
             if value is not None and value < 0:
                 raise ConfigError(f"recipe: run.{name} must be 0 or more, got {value}.")
+        if self.augmentation.copy_paste_probability and self.augmentation.jitter_size is None:
+            raise ConfigError(
+                "recipe: augmentation.copy_paste_probability needs images of one size; "
+                "give augmentation.jitter_size too, for example 1024."
+            )
 
     def with_absolute_data(self) -> Recipe:
         """The same with the data folder's full path, so that a model finds its data from wherever it is evaluated.
