@@ -7,7 +7,7 @@ detectron2 put it last and give it neither box offsets nor a mask.
 
 from __future__ import annotations
 
-from swin_dense.weights.rules import Rule, rename
+from swin_dense.weights.rules import Convert, Rule, rename
 from swin_dense.weights.values import (
     add_background_box,
     add_background_box_unless_shared,
@@ -24,34 +24,22 @@ def _background_first(own: str, file: str) -> Rule:
     return Rule((f"{own}.*",), (f"{file}.*",), background_first, background_last, change="class rows: background first")
 
 
-def _with_background_box(own: str, file: str) -> Rule:
-    return Rule(
-        (f"{own}.*",),
-        (f"{file}.*", f"{file}.background_*?"),
-        add_background_box,
-        drop_background_box,
-        change="box rows: background's added",
-    )
+def _with_background(own: str, file: str, add: Convert, drop: Convert, change: str) -> Rule:
+    """Rows that only this library and torchvision have; a file may keep them in a tensor of its own."""
+    return Rule((f"{own}.*",), (f"{file}.*", f"{file}.background_*?"), add, drop, change)
 
 
-def _with_background_box_unless_shared(own: str, file: str) -> Rule:
-    return Rule(
-        (f"{own}.*",),
-        (f"{file}.*", f"{file}.background_*?"),
-        add_background_box_unless_shared,
-        drop_background_box_unless_shared,
-        change="box rows: background's added, where each class has its own",
-    )
+def _box_rows(own: str, file: str) -> Rule:
+    return _with_background(own, file, add_background_box, drop_background_box, "box rows: background's added")
 
 
-def _with_background_mask(own: str, file: str) -> Rule:
-    return Rule(
-        (f"{own}.*",),
-        (f"{file}.*", f"{file}.background_*?"),
-        add_background_mask,
-        drop_background_mask,
-        change="mask rows: background's added",
-    )
+def _box_rows_unless_shared(own: str, file: str) -> Rule:
+    change = "box rows: background's added, where each class has its own"
+    return _with_background(own, file, add_background_box_unless_shared, drop_background_box_unless_shared, change)
+
+
+def _mask_rows(own: str, file: str) -> Rule:
+    return _with_background(own, file, add_background_mask, drop_background_mask, "mask rows: background's added")
 
 
 _OPENMMLAB_PROPOSALS = (
@@ -68,10 +56,10 @@ OPENMMLAB_MASK_RCNN = (
     rename("roi_heads.box_head.fc6.*", "roi_head.bbox_head.shared_fcs.0.*"),
     rename("roi_heads.box_head.fc7.*", "roi_head.bbox_head.shared_fcs.1.*"),
     _background_first("roi_heads.box_predictor.cls_score", "roi_head.bbox_head.fc_cls"),
-    _with_background_box("roi_heads.box_predictor.bbox_pred", "roi_head.bbox_head.fc_reg"),
+    _box_rows("roi_heads.box_predictor.bbox_pred", "roi_head.bbox_head.fc_reg"),
     rename("roi_heads.mask_head.{layer}.0.*", "roi_head.mask_head.convs.{layer}.conv.*"),
     rename("roi_heads.mask_predictor.conv5_mask.*", "roi_head.mask_head.upsample.*"),
-    _with_background_mask("roi_heads.mask_predictor.mask_fcn_logits", "roi_head.mask_head.conv_logits"),
+    _mask_rows("roi_heads.mask_predictor.mask_fcn_logits", "roi_head.mask_head.conv_logits"),
 )
 
 OPENMMLAB_CASCADE_MASK_RCNN = (
@@ -80,12 +68,10 @@ OPENMMLAB_CASCADE_MASK_RCNN = (
     rename("roi_heads.box_head.{stage}.{layer}.0.*", "roi_head.bbox_head.{stage}.shared_convs.{layer}.conv.*"),
     rename("roi_heads.box_head.{stage}.{layer}.1.*", "roi_head.bbox_head.{stage}.shared_convs.{layer}.bn.*"),
     _background_first("roi_heads.box_predictor.{stage}.cls_score", "roi_head.bbox_head.{stage}.fc_cls"),
-    _with_background_box_unless_shared(
-        "roi_heads.box_predictor.{stage}.bbox_pred", "roi_head.bbox_head.{stage}.fc_reg"
-    ),
+    _box_rows_unless_shared("roi_heads.box_predictor.{stage}.bbox_pred", "roi_head.bbox_head.{stage}.fc_reg"),
     rename("roi_heads.mask_head.{stage}.{layer}.0.*", "roi_head.mask_head.{stage}.convs.{layer}.conv.*"),
     rename("roi_heads.mask_predictor.{stage}.conv5_mask.*", "roi_head.mask_head.{stage}.upsample.*"),
-    _with_background_mask("roi_heads.mask_predictor.{stage}.mask_fcn_logits", "roi_head.mask_head.{stage}.conv_logits"),
+    _mask_rows("roi_heads.mask_predictor.{stage}.mask_fcn_logits", "roi_head.mask_head.{stage}.conv_logits"),
 )
 
 DETECTRON2_MASK_RCNN = (
@@ -97,10 +83,10 @@ DETECTRON2_MASK_RCNN = (
     rename("roi_heads.box_head.fc6.*", "roi_heads.box_head.fc1.*"),
     rename("roi_heads.box_head.fc7.*", "roi_heads.box_head.fc2.*"),
     _background_first("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.cls_score"),
-    _with_background_box("roi_heads.box_predictor.bbox_pred", "roi_heads.box_predictor.bbox_pred"),
+    _box_rows("roi_heads.box_predictor.bbox_pred", "roi_heads.box_predictor.bbox_pred"),
     rename("roi_heads.mask_head.{layer}.0.*", "roi_heads.mask_head.mask_fcn{layer+1}.*"),
     rename("roi_heads.mask_predictor.conv5_mask.*", "roi_heads.mask_head.deconv.*"),
-    _with_background_mask("roi_heads.mask_predictor.mask_fcn_logits", "roi_heads.mask_head.predictor"),
+    _mask_rows("roi_heads.mask_predictor.mask_fcn_logits", "roi_heads.mask_head.predictor"),
 )
 
 # The second names are those of torchvision's own files from before its convolutions were wrapped.

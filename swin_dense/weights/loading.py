@@ -49,15 +49,13 @@ def load_weights(
     Raises:
         CheckpointError: The file cannot be read, is not whole, or too little of it fits. The model is then unchanged.
     """
-    from swin_dense.classification import Classifier
-
     targets = _targets(model)
     if isinstance(path_or_state_dict, Mapping):
         file = unwrap_weights(path_or_state_dict)
     else:
         file = read_weights_file(_resolved(path_or_state_dict, model))
     found = recognise_file(file)
-    if norm_from_classifier or isinstance(model, Classifier):
+    if norm_from_classifier or _head_of(model) == "classifier":
         found = final_norm_as_last(found, targets)
     classes = class_names_of(found, file.class_names, class_names, targets)
     values, fates = fit(found, targets, classes)
@@ -134,8 +132,13 @@ def _resolved(path_or_name: str | Path, model: nn.Module) -> Path:
     from swin_dense.weights.published import resolve
 
     config = getattr(getattr(model, "backbone", model), "config", None)
-    head = getattr(model, "architecture", {}).get("head")
-    return resolve(path_or_name, variant=config.variant if isinstance(config, SwinConfig) else None, head=head)
+    variant = config.variant if isinstance(config, SwinConfig) else None
+    return resolve(path_or_name, variant=variant, head=_head_of(model))
+
+
+def _head_of(model: nn.Module) -> str | None:
+    architecture = getattr(model, "architecture", None)
+    return architecture.get("head") if isinstance(architecture, Mapping) else None
 
 
 def _targets(model: nn.Module) -> dict[str, Tensor]:
