@@ -12,6 +12,7 @@ from swin_dense.box_masks import BoxMasks
 from swin_dense.datasets.coco_annotations import AnnotationReader, AnnotationTable
 from swin_dense.datasets.coco_json import (
     CocoImages,
+    collection_paused,
     find_coco_split,
     read_categories,
     read_coco_json,
@@ -23,6 +24,7 @@ from swin_dense.datasets.images import read_image
 from swin_dense.datasets.instances import Instances
 from swin_dense.datasets.labels import LabelMap, require_same_labels
 from swin_dense.datasets.outlines import Frame
+from swin_dense.datasets.shared_arrays import SharedArrays
 from swin_dense.datasets.transforms import InstanceTransform, sample_seed
 from swin_dense.errors import AnnotationError, DataError
 
@@ -74,15 +76,17 @@ def read_annotations(annotation_file: str | Path, image_folder: str | Path) -> C
     Raises:
         AnnotationError: the file as a whole, a category or an image entry cannot be used.
     """
-    content = read_coco_json(annotation_file)
-    label_map = read_categories(annotation_file, content["categories"])
-    images = read_images(annotation_file, content["images"], Path(image_folder))
-    reader = AnnotationReader(annotation_file, images, label_map)
-    table = reader.read(content["annotations"])
+    with collection_paused():
+        content = read_coco_json(annotation_file)
+        label_map = read_categories(annotation_file, content["categories"])
+        images = read_images(annotation_file, content["images"], Path(image_folder))
+        reader = AnnotationReader(annotation_file, images, label_map)
+        table = reader.read(content["annotations"])
+        del content  # before the collector would walk all of it
     return CocoContent(label_map, images, table, reader.faults, reader.findings)
 
 
-class CocoDataset(Dataset[InstanceSample]):
+class CocoDataset(SharedArrays, Dataset[InstanceSample]):
     """A COCO-format data set, all of whose annotations are checked before the first sample.
 
     Polygons, run lengths as numbers or text, and crowd regions are read; `iscrowd`, `area`, `bbox`, `width` and

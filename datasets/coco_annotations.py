@@ -8,20 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from swin_dense.datasets.coco_json import CocoImages, is_id, repeated_values
+from swin_dense.datasets.coco_json import CocoImages, collection_paused, is_id, repeated_values
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.datasets.outlines import Outline
 from swin_dense.datasets.segmentations import crop_of_run_lengths, parse_run_lengths, polygon_run_lengths
+from swin_dense.datasets.shared_arrays import SharedArrays
 from swin_dense.errors import AnnotationError
 
 _MAX_FAULTS = 100
 # Rounded coordinates may stand a little outside without being worth a word.
 _TOLERANCE_PX = 0.01
 _MATCH_TOLERANCE_PX = 2.0
+_BOX_NUMBERS = ("x", "y", "width", "height")
 
 
 @dataclass
-class AnnotationTable:
+class AnnotationTable(SharedArrays):
     """All annotations of a file; row r of every per-annotation array is one of them, in file order.
 
     Attributes:
@@ -107,20 +109,16 @@ class AnnotationReader:
     def __init__(self, path: str | Path, images: CocoImages, label_map: LabelMap) -> None:
         self._path = path
         self._images = images
-        self._row_of_image = {int(image_id): row for row, image_id in enumerate(images.ids)}
+        self._row_of_image = {image_id: row for row, image_id in enumerate(images.ids.tolist())}
+        self._sizes_hw: list[list[int]] = images.sizes_hw.tolist()
         self._index_of_category = {raw_id: index for index, raw_id in enumerate(label_map.raw_ids)}
         self.faults: list[str] = []
         self.findings: dict[str, int] = {}
 
     def read(self, annotations: list[Any]) -> AnnotationTable:
         """Reads all annotations; those with a fault are left out and told in `faults`."""
-        columns = _Columns()
-        for position, annotation in enumerate(annotations):
-            try:
-                self._read_one(annotation, columns)
-            except AnnotationError as error:
-                self._add_fault(self._describe(annotation, position), str(error))
-        table = columns.table()
+        with collection_paused():
+            table = self._read_all(annotations)
         repeated = repeated_values(table.ids)
         if repeated:
             self._add_fault("annotations", f"every id must be there once, repeated are {repeated}. Renumber them.")
@@ -128,6 +126,15 @@ class AnnotationReader:
             self.findings["annotation ids from 0 (renumbered for evaluation)"] = 1
         self._check_geometry(table)
         return table
+
+    def _read_all(self, annotations: list[Any]) -> AnnotationTable:
+        columns = _Columns()
+        for position, annotation in enumerate(annotations):
+            try:
+                self._read_one(annotation, columns)
+            except AnnotationError as error:
+                self._add_fault(self._describe(annotation, position), str(error))
+        return columns.table()
 
     def _read_one(self, annotation: Any, columns: "_Columns") -> None:  # noqa: ANN401 - whatever the JSON holds
         if not isinstance(annotation, dict):
@@ -144,7 +151,7 @@ class AnnotationReader:
                 f"category_id {annotation['category_id']} is not among the categories "
                 f"{_shorten(list(self._index_of_category))}"
             )
-        height, width = self._images.sizes_hw[image_row].tolist()
+        height, width = self._sizes_hw[image_row]
         box = self._parse_box(annotation.get("bbox"))
         crowd = self._parse_crowd(annotation.get("iscrowd"))
         ignore = _parse_flag("ignore", annotation.get("ignore", 0))
@@ -163,9 +170,9 @@ class AnnotationReader:
         box = _numbers("bbox", value)
         if len(box) != 4:
             raise AnnotationError(f"bbox must be four numbers x, y, width, height, got {_shorten(value)}")
-        for name, number in zip(("x", "y", "width", "height"), box, strict=True):
-            if not math.isfinite(number):
-                raise AnnotationError(f"bbox {_shorten(value)}: {name} is not finite")
+        if not all(map(math.isfinite, box)):
+            name = next(name for name, number in zip(_BOX_NUMBERS, box, strict=True) if not math.isfinite(number))
+            raise AnnotationError(f"bbox {_shorten(value)}: {name} is not finite")
         if box[2] < 0 or box[3] < 0:
             raise AnnotationError(f"bbox {_shorten(value)}: width and height must not be negative")
         return box
@@ -334,15 +341,15 @@ def _parse_segmentation(value: object, size_hw: tuple[int, int]) -> tuple[list[a
     return [_parse_polygon(polygon, size_hw) for polygon in polygons], None
 
 
-def _parse_polygon(value: object, size_hw: tuple[int, int]) -> array:
+def _parse_polygon(value: Any, size_hw: tuple[int, int]) -> array:  # noqa: ANN401 - whatever the JSON holds
     polygon = _numbers("segmentation", value)
     if len(polygon) < 6 or len(polygon) % 2:
         raise AnnotationError(
             f"segmentation: a polygon is x and y in turn of at least 3 points, got {len(polygon)} numbers"
         )
-    for side, numbers in ((size_hw[1], polygon[0::2]), (size_hw[0], polygon[1::2])):
+    for side, numbers in ((size_hw[1], value[0::2]), (size_hw[0], value[1::2])):
         # Written so that NaN fails too: it is in no range. min and max alone can pass it by.
-        if not (math.isfinite(sum(numbers)) and -side <= min(numbers) and max(numbers) <= 2 * side):
+        if not (-side <= min(numbers) and max(numbers) <= 2 * side and math.isfinite(sum(numbers))):
             raise AnnotationError(
                 f"segmentation: polygon {_shorten(value)} has a coordinate that is not finite or far outside the "
                 f"image of height {size_hw[0]} and width {size_hw[1]}"

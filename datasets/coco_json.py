@@ -1,6 +1,9 @@
 """Reading a COCO annotation file: JSON, its layout, its categories and its images; one sentence for each mistake."""
 
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -10,14 +13,40 @@ import numpy as np
 from swin_dense.datasets.folders import describe_folder, first_existing, split_names
 from swin_dense.datasets.images import image_size_hw
 from swin_dense.datasets.labels import LabelMap
+from swin_dense.datasets.shared_arrays import SharedArrays
 from swin_dense.errors import AnnotationError, ConfigError, DataError
 
 _SECTIONS = ("images", "annotations", "categories")
 _LARGEST_ID = 2**63 - 1
 
 
+class FileNames(SharedArrays):
+    """File names in one flat array: a worker that looks at a str counts the reference, and so copies the memory page.
+
+    Args:
+        names: the names.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        # Any text that JSON can hold comes back as it was, half a surrogate pair too.
+        encoded = [name.encode("utf-8", "surrogatepass") for name in names]
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, row: int) -> str:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} is not in 0..{len(self) - 1}")
+        return self._bytes[self._ends[row] : self._ends[row + 1]].tobytes().decode("utf-8", "surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[row] for row in range(len(self)))
+
+
 @dataclass(frozen=True)
-class CocoImages:
+class CocoImages(SharedArrays):
     """The images of an annotation file, in file order.
 
     Attributes:
@@ -27,7 +56,7 @@ class CocoImages:
     """
 
     ids: np.ndarray
-    file_names: tuple[str, ...]
+    file_names: FileNames
     sizes_hw: np.ndarray
 
 
@@ -40,7 +69,8 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     text = _read_text(path)
     try:
-        content = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+        with collection_paused():
+            content = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
     except json.JSONDecodeError as error:
         raise AnnotationError(f"{path}: {_describe_bad_json(text, error)}") from None
     except RecursionError:
@@ -95,7 +125,22 @@ def read_images(path: str | Path, images: list[Any], image_folder: Path) -> Coco
     repeated = repeated_values(np.array(ids))
     if repeated:
         raise AnnotationError(f"{path}: images: every id must be there once, repeated are {repeated}. Renumber them.")
-    return CocoImages(np.array(ids, np.int64), tuple(file_names), np.array(sizes_hw, np.int64))
+    return CocoImages(np.array(ids, np.int64), FileNames(file_names), np.array(sizes_hw, np.int64))
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Stops the search for cyclic garbage: among the millions of values of a large file there is none to find.
+
+    Every new value would count towards the next search through all of them, which takes as long as the reading.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def is_id(value: object) -> bool:
@@ -204,6 +249,8 @@ def _check_sections(path: Path, content: Any) -> None:  # noqa: ANN401 - whateve
 def _checked_file_name(where: str, name: object) -> str:
     if not isinstance(name, str) or not name or "\0" in name:
         raise AnnotationError(f"{where}: file_name must be the path of a picture, got {name!r}.")
+    if name[0] != "/" and ".." not in name and ":" not in name and "\\" not in name:
+        return name
     # Both kinds of path, so that a file made on another system cannot lead out either.
     paths = (PurePosixPath(name), PureWindowsPath(name))
     if any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):

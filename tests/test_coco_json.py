@@ -1,8 +1,16 @@
+import gc
 import json
 
 import pytest
 
-from swin_dense.datasets.coco_json import find_coco_split, read_categories, read_coco_json, read_images
+from swin_dense.datasets.coco_json import (
+    FileNames,
+    collection_paused,
+    find_coco_split,
+    read_categories,
+    read_coco_json,
+    read_images,
+)
 from swin_dense.errors import AnnotationError, DataError
 
 WHOLE = json.dumps({"images": [{}], "annotations": [{}], "categories": [{}]})
@@ -120,3 +128,35 @@ def test_missing_split_lists_what_was_looked_for_and_what_is_there(tmp_path):
         find_coco_split(tmp_path, "train")
     with pytest.raises(DataError, match="split must be 'train' or 'val', got 'test'"):
         find_coco_split(tmp_path, "test")
+
+
+def test_file_names_come_back_as_they_were():
+    names = ["a.png", "", "b/c d.jpg", "gr\u00fcn \u20ac \U0001f600.png", "half \ud800.png", "a.png"]
+    kept = FileNames(names)
+    assert list(kept) == names and len(kept) == 6
+    assert [kept[row] for row in range(6)] == names
+    assert list(FileNames([])) == []
+    for row in (-1, 6):
+        with pytest.raises(IndexError, match=f"row {row} is not in 0..5"):
+            kept[row]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "train/a.b/c.png", "a b.png", "a\u20ac.png", ".hidden.png", "ab:c.png", "a..b.png"]
+)
+def test_file_names_inside_the_folder_are_kept(tmp_path, name):
+    images = read_images("a.json", [{"id": 5, "file_name": name, "width": 7, "height": 5}], tmp_path)
+    assert list(images.file_names) == [name]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_collection_of_garbage_is_afterwards_as_it_was(enabled):
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(ZeroDivisionError), collection_paused():
+            assert not gc.isenabled()
+            raise ZeroDivisionError
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()

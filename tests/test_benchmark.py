@@ -1,0 +1,36 @@
+import pytest
+
+from swin_dense.tools.benchmark import describe_machine, spread
+from swin_dense.tools.main import main, parse
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--annotations", "a.json"], "--annotations and --images go together"),
+        (["--images", "a"], "--annotations and --images go together"),
+        (["--memory", "--annotations", "a.json", "--images", "a"], "leave out --annotations"),
+        (["--repeats", "0"], "--repeats must be at least 1, got 0"),
+        (["--pictures", "-1"], "--pictures must be at least 1, got -1"),
+        (["--memory", "--workers", "0", "8"], r"--workers must be at least 1 each, got [0, 8]"),
+    ],
+)
+def test_what_does_not_fit_is_refused(words, message, capsys):
+    assert main(["benchmark", "data", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_traceback_may_stand_on_either_side():
+    assert parse(["benchmark", "--traceback", "data"]).traceback
+    assert parse(["benchmark", "data", "--traceback"]).traceback
+    assert not parse(["benchmark", "data"]).traceback
+
+
+def test_machine_names_date_device_and_versions():
+    machine = describe_machine()
+    assert {"date", "device", "python", "torch", "torchvision"} <= set(machine)
+    assert all(isinstance(value, str) and value for value in machine.values())
+
+
+def test_spread_is_median_and_range_of_all_values():
+    assert spread([7.0, 1.0, 3.0]) == {"median": 3.0, "min": 1.0, "max": 7.0, "all": [7.0, 1.0, 3.0]}
