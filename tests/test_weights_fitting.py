@@ -77,6 +77,14 @@ def test_the_same_number_of_classes_in_another_order_is_sorted_by_name():
     assert torch.equal(values["head.weight"], value[[1, 2, 0]])
 
 
+def test_rows_of_other_classes_are_not_taken_by_position():
+    targets = {"head.weight": torch.zeros(3, 2), "backbone.a": torch.zeros(1)}
+    tensors = {"head.weight": torch.ones(3, 2), "backbone.a": torch.ones(1)}
+    values, fates = fit(found(tensors), targets, ClassNames(("a", "b", "c"), ("d", "e", "f")))
+    assert set(values) == {"backbone.a"} and outcome(fates)["head.weight"] == "missing"
+    assert fates[0].reason == "rows of other classes; none is called the same"
+
+
 def test_equal_names_are_loaded_as_they_are():
     value = torch.arange(6.0).view(3, 2)
     names = ClassNames(("a", "b", "c"), ("a", "b", "c"))

@@ -110,8 +110,9 @@ def _fit_one(name: str, found: Recognised, target: Tensor, classes: ClassNames) 
     if name not in found.tensors:
         return None, Fate(name, group, "missing", numbers, _why_missing(name))
     value = found.tensors[name]
-    if classes.kept and _has_named_rows(name, value, target, classes):
-        assert classes.file is not None and classes.model is not None
+    if classes.file is not None and classes.model is not None and _are_other_rows(name, value, target, classes):
+        if not classes.kept:
+            return None, Fate(name, group, "missing", numbers, "rows of other classes; none is called the same")
         reason = f"rows of {len(classes.kept)} classes by name, of {len(classes.model) - len(classes.kept)} fresh"
         rows = with_classes(name, value, target, classes.file, classes.model)
         return rows, Fate(name, group, "resized", numbers, reason)
@@ -122,9 +123,10 @@ def _fit_one(name: str, found: Recognised, target: Tensor, classes: ClassNames) 
     return fitted, Fate(name, group, "missing" if fitted is None else "resized", numbers, reason)
 
 
-def _has_named_rows(name: str, value: Tensor, target: Tensor, classes: ClassNames) -> bool:
+def _are_other_rows(name: str, value: Tensor, target: Tensor, classes: ClassNames) -> bool:
+    """Whether a parameter has rows for the classes of file and model, and these differ."""
     assert classes.file is not None and classes.model is not None
-    if class_layout(name) is None or value.shape[1:] != target.shape[1:]:
+    if classes.file == classes.model or class_layout(name) is None or value.shape[1:] != target.shape[1:]:
         return False
     return (num_classes(name, len(value)), num_classes(name, len(target))) == (len(classes.file), len(classes.model))
 
