@@ -83,8 +83,8 @@ def _parts(model: str, weights: str | None) -> tuple[SwinTransformer, Normalize]
         raise ConfigError(f"{model} has weights of its own: leave out --weights {weights}, or name a variant.")
     file = read_weights_file(model)
     if file.about is None:
-        backbone = SwinTransformer(read_config(model))
-        print(load_weights(backbone, model), file=sys.stderr)
+        backbone = SwinTransformer(read_config(file))
+        print(load_weights(backbone, file), file=sys.stderr)
         return backbone, Normalize(backbone.config.in_channels)
     trained, _ = load_model(model)
     if isinstance(trained, Classifier):

@@ -105,7 +105,7 @@ def _load(found: Recognised, file: WeightsFile) -> WeightsReport:
     from swin_dense.weights.loading import load_weights
 
     any_window = {} if "window_size" in found.fields else {"window_size": 8}  # changes no parameter of a Swin V2
-    return load_weights(build_recognised(found, **any_window), Path(file.source))
+    return load_weights(build_recognised(found, **any_window), file)
 
 
 def _print_receipt(found: Recognised, report: WeightsReport) -> None:

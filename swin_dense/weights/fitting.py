@@ -31,11 +31,19 @@ class ClassNames:
     model: tuple[str, ...] | None
 
     @property
+    def different(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """File's and model's, where both are known and not the same."""
+        if self.file is None or self.model is None or self.file == self.model:
+            return None
+        return self.file, self.model
+
+    @property
     def kept(self) -> tuple[str, ...]:
         """Those of the model that the file knows too, where the two differ."""
-        if self.file is None or self.model is None or self.file == self.model:
+        if self.different is None:
             return ()
-        return tuple(name for name in self.model if name in self.file)
+        file, model = self.different
+        return tuple(name for name in model if name in file)
 
 
 def class_names_of(
@@ -110,11 +118,12 @@ def _fit_one(name: str, found: Recognised, target: Tensor, classes: ClassNames) 
     if name not in found.tensors:
         return None, Fate(name, group, "missing", numbers, _why_missing(name))
     value = found.tensors[name]
-    if classes.file is not None and classes.model is not None and _are_other_rows(name, value, target, classes):
+    if classes.different is not None and _has_rows_for(name, value, target, *classes.different):
         if not classes.kept:
             return None, Fate(name, group, "missing", numbers, "rows of other classes; none is called the same")
-        reason = f"rows of {len(classes.kept)} classes by name, of {len(classes.model) - len(classes.kept)} fresh"
-        rows = with_classes(name, value, target, classes.file, classes.model)
+        file_names, model_names = classes.different
+        reason = f"rows of {len(classes.kept)} classes by name, of {len(model_names) - len(classes.kept)} fresh"
+        rows = with_classes(name, value, target, file_names, model_names)
         return rows, Fate(name, group, "resized", numbers, reason)
     if value.shape == target.shape:
         change = found.changes.get(name, "")
@@ -123,12 +132,13 @@ def _fit_one(name: str, found: Recognised, target: Tensor, classes: ClassNames) 
     return fitted, Fate(name, group, "missing" if fitted is None else "resized", numbers, reason)
 
 
-def _are_other_rows(name: str, value: Tensor, target: Tensor, classes: ClassNames) -> bool:
-    """Whether a parameter has rows for the classes of file and model, and these differ."""
-    assert classes.file is not None and classes.model is not None
-    if classes.file == classes.model or class_layout(name) is None or value.shape[1:] != target.shape[1:]:
+def _has_rows_for(
+    name: str, value: Tensor, target: Tensor, file_names: Sequence[str], model_names: Sequence[str]
+) -> bool:
+    """Whether a parameter has rows for these classes, in the file and in the model."""
+    if class_layout(name) is None or value.shape[1:] != target.shape[1:]:
         return False
-    return (num_classes(name, len(value)), num_classes(name, len(target))) == (len(classes.file), len(classes.model))
+    return (num_classes(name, len(value)), num_classes(name, len(target))) == (len(file_names), len(model_names))
 
 
 def _resized(name: str, value: Tensor, target: Tensor) -> tuple[Tensor | None, str]:

@@ -23,7 +23,7 @@ _SHOWN_FAULTS = 3
 
 def load_weights(
     model: nn.Module,
-    path_or_state_dict: str | Path | Mapping[str, Any],
+    path_or_state_dict: str | Path | Mapping[str, Any] | WeightsFile,
     allow_partial: bool = False,
     *,
     class_names: Sequence[str] | None = None,
@@ -39,7 +39,7 @@ def load_weights(
         model: A `SwinTransformer`, or a model that has one as `.backbone`.
         path_or_state_dict: A file (.pth, .pt, .bin, .safetensors, or the index of a sharded one), a name of published
             weights ("imagenet1k", "imagenet22k", "coco", "ade20k" and what else `published.resolve` takes), or an
-            opened checkpoint.
+            opened checkpoint, or a file that is read already.
         allow_partial: Whether to load what fits from a file that is not whole, or of which less than 95 % of the
             backbone fits.
         class_names: The model's classes in order. Where the file names its own, rows are taken by name.
@@ -50,10 +50,7 @@ def load_weights(
         CheckpointError: The file cannot be read, is not whole, or too little of it fits. The model is then unchanged.
     """
     targets = _targets(model)
-    if isinstance(path_or_state_dict, Mapping):
-        file = unwrap_weights(path_or_state_dict)
-    else:
-        file = read_weights_file(_resolved(path_or_state_dict, model))
+    file = _opened(path_or_state_dict, model)
     found = recognise_file(file)
     if norm_from_classifier or _head_of(model) == "classifier":
         found = final_norm_as_last(found, targets)
@@ -83,23 +80,20 @@ def load_weights(
 
 
 def read_config(
-    path_or_state_dict: str | Path | Mapping[str, Any],
+    path_or_state_dict: str | Path | Mapping[str, Any] | WeightsFile,
     **known: Any,  # noqa: ANN401 - the fields of SwinConfig
 ) -> SwinConfig:
     """The configuration of the backbone in a file of any published family.
 
     Args:
-        path_or_state_dict: A file, or an opened checkpoint, as for `load_weights`.
+        path_or_state_dict: A file, an opened checkpoint or a read file, as for `load_weights`.
         known: Fields of `SwinConfig` that the file cannot tell or that are wanted otherwise, such as `window_size=16`.
 
     Raises:
         CheckpointError: The file cannot be read, holds no Swin, or its shapes do not tell everything: the windows of
             a Swin V2 are told only by buffers that some families do not store.
     """
-    if isinstance(path_or_state_dict, Mapping):
-        found = recognise_file(unwrap_weights(path_or_state_dict))
-    else:
-        found = recognise_file(read_weights_file(path_or_state_dict))
+    found = recognise_file(_opened(path_or_state_dict))
     require_backbone(found)
     fields = {**found.fields, **known}
     if "window_size" not in fields:
@@ -126,6 +120,15 @@ def recognise_file(file: WeightsFile) -> Recognised:
         head=architecture.get("head", found.head),
         fields=architecture.get("backbone", found.fields),
     )
+
+
+def _opened(source: str | Path | Mapping[str, Any] | WeightsFile, model: nn.Module | None = None) -> WeightsFile:
+    """A checkpoint in whatever form it is given; names of published weights need the model that they are for."""
+    if isinstance(source, WeightsFile):
+        return source
+    if isinstance(source, Mapping):
+        return unwrap_weights(source)
+    return read_weights_file(source if model is None else _resolved(source, model))
 
 
 def _resolved(path_or_name: str | Path, model: nn.Module) -> Path:
