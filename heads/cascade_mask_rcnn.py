@@ -10,15 +10,15 @@ https://arxiv.org/abs/1906.09756. It is `MaskRCNN` with RoI heads in three stage
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from swin_dense.config import SwinConfig
 from swin_dense.heads.anchors import PUBLISHED_ANCHOR_SCALE
-from swin_dense.heads.backbones import Normalize, as_backbone
+from swin_dense.heads.backbones import as_backbone
 from swin_dense.heads.cascade_roi_heads import cascade_roi_heads
 from swin_dense.heads.detector_settings import COCO_IGNORE_OVERLAP, DetectorSettings
-from swin_dense.heads.fpn import FPN
 from swin_dense.heads.mask_pasting import paste_masks
-from swin_dense.heads.mask_rcnn import MaskRCNN
+from swin_dense.heads.mask_rcnn import MaskRCNN, assemble_detector
 from swin_dense.heads.rpn import cascade_rpn
 from swin_dense.swin import SwinTransformer
 
@@ -84,25 +84,12 @@ def cascade_mask_rcnn(
         image_mean=image_mean,
         image_std=image_std,
     )
-    backbone = as_backbone(backbone)
-    fpn = FPN(backbone.feature_specs, fpn_channels)
-    model = MaskRCNN(
-        backbone=backbone,
-        fpn=fpn,
-        rpn=cascade_rpn(fpn.feature_specs, settings),
-        roi_heads=cascade_roi_heads(fpn.roi_specs, settings, shared_regression),
-        normalize=Normalize(backbone.config.in_channels, image_mean, image_std),
+    return assemble_detector(
+        as_backbone(backbone),
+        settings,
+        build_rpn=cascade_rpn,
+        build_roi_heads=partial(cascade_roi_heads, shared_regression=shared_regression),
         paste=paste_masks,
-        num_classes=num_classes,
-        architecture={
-            "head": "cascade_mask_rcnn",
-            "backbone": backbone.config.to_dict(),
-            **settings.plain(),
-            "shared_regression": shared_regression,
-        },
+        described_as={"head": "cascade_mask_rcnn", "shared_regression": shared_regression},
+        weights=weights,
     )
-    if weights is not None:
-        from swin_dense.weights import load_weights
-
-        load_weights(model, weights)
-    return model

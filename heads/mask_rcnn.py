@@ -11,7 +11,7 @@ normalises and pads, it never resizes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -22,6 +22,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from swin_dense.config import SwinConfig
 from swin_dense.errors import ConfigError, DataError
+from swin_dense.features import FeatureSpec
 from swin_dense.heads.anchors import PUBLISHED_ANCHOR_SCALE
 from swin_dense.heads.backbones import Normalize, as_backbone
 from swin_dense.heads.detector_settings import COCO_IGNORE_OVERLAP, DetectorSettings
@@ -35,6 +36,7 @@ from swin_dense.swin import SwinTransformer
 from swin_dense.windows import missing_to_multiple
 
 Style = Literal["published", "torchvision"]
+BuildPart = Callable[[Mapping[str, FeatureSpec], DetectorSettings], nn.Module]
 
 
 class PasteMasks(Protocol):
@@ -234,22 +236,50 @@ def mask_rcnn(
         image_std=image_std,
     )
     published = style == "published"
-    backbone = as_backbone(backbone)
-    fpn = FPN(backbone.feature_specs, fpn_channels)
+    return assemble_detector(
+        as_backbone(backbone),
+        settings,
+        build_rpn=published_rpn if published else torchvision_rpn_defaults,
+        build_roi_heads=published_roi_heads if published else torchvision_roi_heads,
+        paste=paste_masks if published else paste_masks_in_image,
+        described_as={"head": "mask_rcnn", "style": style},
+        weights=weights,
+    )
+
+
+def assemble_detector(
+    backbone: SwinTransformer,
+    settings: DetectorSettings,
+    build_rpn: BuildPart,
+    build_roi_heads: BuildPart,
+    paste: PasteMasks,
+    described_as: Mapping[str, Any],
+    weights: str | None,
+) -> MaskRCNN:
+    """Put a detector together from its parts, and load its weights.
+
+    Args:
+        backbone: Maps c2 to c5.
+        settings: The numbers that every detector is built from.
+        build_rpn: From all levels of the pyramid.
+        build_roi_heads: From the levels that boxes are pooled from.
+        paste: From the mask head's squares to masks of the image.
+        described_as: The name of the head, and what only this kind of detector is built from, in plain types.
+        weights: As in `mask_rcnn`.
+
+    Raises:
+        CheckpointError: The weights do not fit.
+    """
+    fpn = FPN(backbone.feature_specs, settings.fpn_channels)
     model = MaskRCNN(
         backbone=backbone,
         fpn=fpn,
-        rpn=(published_rpn if published else torchvision_rpn_defaults)(fpn.feature_specs, settings),
-        roi_heads=(published_roi_heads if published else torchvision_roi_heads)(fpn.roi_specs, settings),
-        normalize=Normalize(backbone.config.in_channels, image_mean, image_std),
-        paste=paste_masks if published else paste_masks_in_image,
-        num_classes=num_classes,
-        architecture={
-            "head": "mask_rcnn",
-            "backbone": backbone.config.to_dict(),
-            **settings.plain(),
-            "style": style,
-        },
+        rpn=build_rpn(fpn.feature_specs, settings),
+        roi_heads=build_roi_heads(fpn.roi_specs, settings),
+        normalize=Normalize(backbone.config.in_channels, settings.image_mean, settings.image_std),
+        paste=paste,
+        num_classes=settings.num_classes,
+        architecture={"backbone": backbone.config.to_dict(), **settings.plain(), **described_as},
     )
     if weights is not None:
         from swin_dense.weights import load_weights
