@@ -25,7 +25,7 @@ from swin_dense.datasets.check_images import (
     repeated_pictures,
     size_range,
 )
-from swin_dense.datasets.folders import describe_folder
+from swin_dense.datasets.folders import describe_folder, files_ending_in
 from swin_dense.datasets.images import IMAGE_SUFFIXES, read_label
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import DataError, ImageError
@@ -232,9 +232,7 @@ def _files_by_stem(split: SemanticSplit, folder: Path, suffixes: tuple[str, ...]
     if not folder.is_dir():
         raise DataError(f"{folder}: wanted a folder of pictures; there is none.")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
+    for path in files_ending_in(folder, suffixes):
         if path.stem in files:
             text = f"{files[path.stem].name} has the same name without ending"
             report.findings.append(Finding("name-repeated", split.name, str(path), text, other=str(files[path.stem])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from swin_dense.datasets.convert_findings import Findings
-from swin_dense.datasets.folders import describe_folder
+from swin_dense.datasets.folders import describe_folder, files_ending_in
 from swin_dense.datasets.images import IMAGE_SUFFIXES, image_size_hw, read_image
 from swin_dense.errors import DataError
 
@@ -21,9 +21,7 @@ def pictures_by_stem(folder: Path, what: str, findings: Findings) -> dict[str, P
     if not folder.is_dir():
         raise DataError(f"{folder}: wanted the folder of the {what}; there is none.")
     pictures: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
+    for path in files_ending_in(folder, IMAGE_SUFFIXES):
         if path.stem in pictures:
             findings.faults.append(f"{path}: {pictures[path.stem].name} has the same name. Remove or rename one.")
         pictures.setdefault(path.stem, path)

@@ -23,6 +23,13 @@ def first_existing(paths: list[Path], exists: Callable[[Path], bool]) -> Path | 
     return next((path for path in paths if exists(path)), None)
 
 
+def files_ending_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Returns the files directly in a folder with one of the suffixes, in either case; sorted, no hidden ones."""
+    return [
+        path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and not path.name.startswith(".")
+    ]
+
+
 def describe_folder(root: Path) -> str:
     """Returns what is in a folder, for messages."""
     if not root.is_dir():

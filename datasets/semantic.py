@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from swin_dense.datasets.folders import describe_folder, first_existing, split_names
+from swin_dense.datasets.folders import describe_folder, files_ending_in, first_existing, split_names
 from swin_dense.datasets.images import IMAGE_SUFFIXES, read_image, read_label
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.datasets.transforms import SemanticTransform, sample_seed
@@ -221,9 +221,7 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[s
     if not folder.is_dir():
         raise DataError(f"{folder}: wanted a folder of {what}; there is none.")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
+    for path in files_ending_in(folder, suffixes):
         if path.stem in files:
             raise DataError(f"{folder}: {files[path.stem].name} and {path.name} have the same name. Remove one.")
         files[path.stem] = path

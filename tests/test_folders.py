@@ -1,6 +1,6 @@
 import pytest
 
-from swin_dense.datasets.folders import describe_folder, first_existing, split_names
+from swin_dense.datasets.folders import describe_folder, files_ending_in, first_existing, split_names
 from swin_dense.errors import DataError
 
 
@@ -24,3 +24,9 @@ def test_only_train_and_val_are_splits():
     assert "train2017" in split_names("train") and "validation" in split_names("val")
     with pytest.raises(DataError, match="split must be 'train' or 'val', got 'test'"):
         split_names("test")
+
+
+def test_files_of_a_folder_are_those_of_its_kinds_sorted_and_not_hidden(tmp_path):
+    for name in ("b.png", "a.JPG", ".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in files_ending_in(tmp_path, (".png", ".jpg"))] == ["a.JPG", "b.png"]
