@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from swin_dense.datasets.classification_transforms import ClassificationTransform
 from swin_dense.datasets.folders import describe_folder, split_names
+from swin_dense.datasets.geometry import channels_first
 from swin_dense.datasets.images import IMAGE_SUFFIXES, read_image
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.transforms import ClassificationTransform, sample_seed
+from swin_dense.datasets.transforms import sample_seed
 from swin_dense.errors import DataError
 
 
@@ -106,7 +108,7 @@ class ClassificationDataset(Dataset[ClassificationSample]):
         if self._transform is not None:
             image = self._transform(image, sample_seed(self._seed, epoch, index))
         return ClassificationSample(
-            torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            torch.from_numpy(channels_first(image)),
             int(self.labels[index]),
             int(index),
             self.name(index),

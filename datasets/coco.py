@@ -1,8 +1,9 @@
 """COCO-format instance segmentation data: images, boxes, masks, crowd regions."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from swin_dense.datasets.coco_json import (
 )
 from swin_dense.datasets.copy_paste import CopyPaste
 from swin_dense.datasets.folders import describe_folder
+from swin_dense.datasets.geometry import channels_first
 from swin_dense.datasets.images import read_image
 from swin_dense.datasets.instances import Instances
 from swin_dense.datasets.labels import LabelMap, require_same_labels
@@ -86,6 +88,36 @@ def read_annotations(annotation_file: str | Path, image_folder: str | Path) -> C
     return CocoContent(label_map, images, table, reader.faults, reader.findings)
 
 
+class ImageIds(SharedArrays, Sequence[int]):
+    """Ids in one flat array, seen as a read-only list of int: a list would be copied into every loader process.
+
+    Args:
+        values: (N,) int64.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        return self._values[index].tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._values.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return repr(self._values.tolist())
+
+
 class CocoDataset(SharedArrays, Dataset[InstanceSample]):
     """A COCO-format data set, all of whose annotations are checked before the first sample.
 
@@ -104,7 +136,7 @@ class CocoDataset(SharedArrays, Dataset[InstanceSample]):
 
     Attributes:
         label_map: the classes.
-        image_ids: list, ids of the images in order.
+        image_ids: ids of the images in order.
         sizes_hw: (N, 2) int64, (height, width) of each image.
         findings: counts of what is unusual but usable, for a one-line notice.
 
@@ -149,7 +181,7 @@ class CocoDataset(SharedArrays, Dataset[InstanceSample]):
         self._boxes_xyxy = _clipped_boxes(self._table, self._images)
         self._rows, self._row_starts = self._trainable_rows()
         self._image_rows = self._chosen_images(skip_empty)
-        self.image_ids: list[int] = self._images.ids[self._image_rows].tolist()
+        self.image_ids = ImageIds(self._images.ids[self._image_rows])
         self.sizes_hw = self._images.sizes_hw[self._image_rows]
         self._check_files()
 
@@ -173,16 +205,9 @@ class CocoDataset(SharedArrays, Dataset[InstanceSample]):
         paste = None if self._copy_paste is None else self._copy_paste.draw(seed, len(self))
         if paste is not None:
             image, instances = paste(image, instances, *self._transformed(paste.index, paste.transform_seed))
-        instances, masks = instances.with_masks()
-        target: dict[str, torch.Tensor | BoxMasks] = {
-            "boxes": torch.from_numpy(instances.boxes_xyxy),
-            "labels": torch.from_numpy(instances.labels),
-            "masks": masks,
-            "iscrowd": torch.from_numpy(instances.is_crowd),
-        }
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        pixels = torch.from_numpy(channels_first(image))
         height, width = self.sizes_hw[index].tolist()
-        return InstanceSample(pixels, target, self.image_ids[index], int(index), (height, width))
+        return InstanceSample(pixels, detector_target(instances), self.image_ids[index], int(index), (height, width))
 
     def raw(self, index: int) -> tuple[np.ndarray, Instances]:
         """Returns image and objects without transform.
@@ -194,11 +219,19 @@ class CocoDataset(SharedArrays, Dataset[InstanceSample]):
             ImageError: the picture cannot be read or has another size than the annotations say.
             IndexError: there is no such index.
         """
+        instances = self.instances(index)
+        return read_image(self.image_path(index), instances.size_hw), instances
+
+    def instances(self, index: int) -> Instances:
+        """Returns the objects alone, as `raw` does.
+
+        Raises:
+            IndexError: there is no such index.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
         height, width = self.sizes_hw[index].tolist()
-        image = read_image(self.image_path(index), (height, width))
-        return image, self._instances(int(self._image_rows[index]), (height, width))
+        return self._instances(int(self._image_rows[index]), (height, width))
 
     def _transformed(self, index: int, seed: int) -> tuple[np.ndarray, Instances]:
         image, instances = self.raw(index)
@@ -212,6 +245,11 @@ class CocoDataset(SharedArrays, Dataset[InstanceSample]):
     def aspect_ratios(self) -> np.ndarray:
         """(N,) float64, width / height of each image."""
         return self.sizes_hw[:, 1] / self.sizes_hw[:, 0]
+
+    @property
+    def objects_per_image(self) -> np.ndarray:
+        """(N,) int64, how many objects and crowd regions each image has; those without a mask pixel count too."""
+        return np.diff(self._row_starts)[self._image_rows]
 
     @property
     def ground_truth(self) -> dict[str, Any]:
@@ -294,6 +332,17 @@ class CocoDataset(SharedArrays, Dataset[InstanceSample]):
                 f"first is {self._images.file_names[missing[0]]!r}. Got there: {describe_folder(self._image_folder)}. "
                 f"Pass the folder that the file names start from."
             )
+
+
+def detector_target(instances: Instances) -> dict[str, torch.Tensor | BoxMasks]:
+    """Returns what a detector is trained on, see `InstanceSample.target`: the objects that have a mask pixel."""
+    instances, masks = instances.with_masks()
+    return {
+        "boxes": torch.from_numpy(instances.boxes_xyxy),
+        "labels": torch.from_numpy(instances.labels),
+        "masks": masks,
+        "iscrowd": torch.from_numpy(instances.is_crowd),
+    }
 
 
 def _clipped_boxes(table: AnnotationTable, images: CocoImages) -> np.ndarray:

@@ -13,36 +13,11 @@ import numpy as np
 from swin_dense.datasets.folders import describe_folder, first_existing, split_names
 from swin_dense.datasets.images import image_size_hw
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.shared_arrays import SharedArrays
+from swin_dense.datasets.shared_arrays import FileNames, SharedArrays
 from swin_dense.errors import AnnotationError, ConfigError, DataError
 
 _SECTIONS = ("images", "annotations", "categories")
 _LARGEST_ID = 2**63 - 1
-
-
-class FileNames(SharedArrays):
-    """File names in one flat array: a worker that looks at a str counts the reference, and so copies the memory page.
-
-    Args:
-        names: the names.
-    """
-
-    def __init__(self, names: list[str]) -> None:
-        # Any text that JSON can hold comes back as it was, half a surrogate pair too.
-        encoded = [name.encode("utf-8", "surrogatepass") for name in names]
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends = np.cumsum([0, *map(len, encoded)])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, row: int) -> str:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} is not in 0..{len(self) - 1}")
-        return self._bytes[self._ends[row] : self._ends[row + 1]].tobytes().decode("utf-8", "surrogatepass")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[row] for row in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -67,12 +42,12 @@ def read_coco_json(path: str | Path) -> dict[str, Any]:
         AnnotationError: the file is missing, no JSON, cut short, or no COCO annotation file; says which and what to do.
     """
     path = Path(path)
-    text = _read_text(path)
+    text = read_json_text(path)
     try:
         with collection_paused():
             content = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
     except json.JSONDecodeError as error:
-        raise AnnotationError(f"{path}: {_describe_bad_json(text, error)}") from None
+        raise AnnotationError(f"{path}: {describe_bad_json(text, error)}") from None
     except RecursionError:
         raise AnnotationError(f"{path}: brackets are nested too deeply; this is no COCO annotation file.") from None
     except ValueError as error:  # a number of thousands of digits
@@ -188,15 +163,20 @@ def _not_found(root: Path, what: str, candidates: list[Path]) -> str:
     return f"{root}: {what} not found. Looked for: {looked_for}. Got: {describe_folder(root)}. Check the folder."
 
 
-def _read_text(path: Path) -> str:
+def read_json_text(path: Path) -> str:
+    """Reads the text of a JSON file.
+
+    Raises:
+        AnnotationError: the file is missing, a folder, unreadable or not in UTF-8.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise AnnotationError(f"{path}: there is no such file. Check the path of the annotation file.") from None
+        raise AnnotationError(f"{path}: there is no such file. Check the path.") from None
     except IsADirectoryError:
-        raise AnnotationError(f"{path}: wanted a COCO annotation file (JSON), got a folder.") from None
+        raise AnnotationError(f"{path}: wanted a JSON file, got a folder.") from None
     except OSError as error:
-        raise AnnotationError(f"{path}: the annotation file cannot be read ({error.strerror}).") from None
+        raise AnnotationError(f"{path}: cannot be read ({error.strerror}).") from None
     try:
         # Some editors put a byte order mark first.
         return data.decode("utf-8-sig")
@@ -215,14 +195,15 @@ def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _describe_bad_json(text: str, error: json.JSONDecodeError) -> str:
+def describe_bad_json(text: str, error: json.JSONDecodeError) -> str:
+    """Says what a text that is no JSON seems to be, and what to do."""
     start = text.lstrip()[:1]
     if not start:
         return "the file is empty. Copy or download it again."
     if start == "<":
-        return "wanted a COCO annotation file (JSON), got a web page or XML. Download it again."
+        return "wanted JSON, got a web page or XML. Download it again."
     if text.startswith("version https://git-lfs"):
-        return "wanted a COCO annotation file (JSON), got a Git LFS pointer. Run 'git lfs pull'."
+        return "wanted JSON, got a Git LFS pointer. Run 'git lfs pull'."
     if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg:
         return f"the JSON is cut short at line {error.lineno} ({len(text)} characters). Copy or download it again."
     return f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}. Correct it there."

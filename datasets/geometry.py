@@ -91,7 +91,8 @@ class Flip:
 
     def image(self, image: np.ndarray) -> np.ndarray:
         """Returns the mirrored image."""
-        return np.ascontiguousarray(image[:, ::-1])
+        # More than ten times as fast as a copy that numpy makes backwards.
+        return _cv2().flip(image, 1)
 
     def label(self, label: np.ndarray) -> np.ndarray:
         """Returns the mirrored label map."""
@@ -133,14 +134,32 @@ class Pad:
         return drawn.moved(drawn.boxes_xyxy, drawn.frame.padded(size_hw))
 
     def _fill(self, picture: np.ndarray, value: int | tuple[int, int, int]) -> np.ndarray:
-        height, width = picture.shape[:2]
-        if height >= self.size_hw[0] and width >= self.size_hw[1]:
+        bottom, right = (max(0, side - old) for side, old in zip(self.size_hw, picture.shape, strict=False))
+        if not bottom and not right:
             return picture
-        shape = (max(height, self.size_hw[0]), max(width, self.size_hw[1]), *picture.shape[2:])
-        filled = np.empty(shape, picture.dtype)
-        filled[...] = value
-        filled[:height, :width] = picture
-        return filled
+        cv2 = _cv2()
+        return cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=value)
+
+
+def draw_crop(full_hw: tuple[int, int], crop_hw: tuple[int, int], generator: np.random.Generator) -> Crop:
+    """Draws where a rectangle of a (height, width) lies in an image of another, each place with the same probability.
+
+    Args:
+        full_hw: of the image.
+        crop_hw: of the rectangle, which must fit.
+        generator: source of random numbers; two are taken.
+    """
+    top = int(generator.integers(full_hw[0] - crop_hw[0] + 1))
+    left = int(generator.integers(full_hw[1] - crop_hw[1] + 1))
+    return Crop(top, left, crop_hw)
+
+
+def channels_first(image: np.ndarray) -> np.ndarray:
+    """Returns a new (C, H, W) array of an (H, W, C) image."""
+    planes = np.empty((image.shape[2], *image.shape[:2]), image.dtype)
+    # Several times as fast as numpy's transposed copy; cv2 fills the arrays that it gets where type and size fit.
+    _cv2().split(image, list(planes))
+    return planes
 
 
 def clip_boxes(boxes_xyxy: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

@@ -45,7 +45,7 @@ class PhotometricDistortion:
             image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
         if self.hue is not None:
             hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-            hsv[..., 0] = (hsv[..., 0].astype(np.int16) + self.hue) % 180
+            hsv[..., 0] = _look_up(hsv[..., 0], (np.arange(256) + self.hue) % 180)
             image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
         if not self.contrast_first:
             image = _scale(image, self.contrast)
@@ -72,8 +72,11 @@ def draw_photometric(generator: np.random.Generator) -> PhotometricDistortion:
 def _scale(values: np.ndarray, factor: float, offset: float = 0.0) -> np.ndarray:
     if factor == 1.0 and offset == 0.0:
         return values
+    return _look_up(values, (np.arange(256, dtype=np.float32) * factor + offset).clip(0, 255))
+
+
+def _look_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:
     import cv2
 
     # 256 results computed once: the same numbers as on every pixel, several times faster.
-    table = np.arange(256, dtype=np.float32) * factor + offset
-    return cv2.LUT(np.ascontiguousarray(values), table.clip(0, 255).astype(np.uint8))
+    return cv2.LUT(np.ascontiguousarray(values), table.astype(np.uint8))

@@ -15,8 +15,8 @@ from swin_dense.datasets.classification_dataset import (
     read_class_folders,
     read_source,
 )
+from swin_dense.datasets.classification_transforms import classification_training
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.transforms import classification_training
 from swin_dense.errors import DataError, ImageError
 
 TRAINING = classification_training((24, 31), photometric=True)

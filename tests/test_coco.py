@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from swin_dense.datasets.batches import TrainingBatches
-from swin_dense.datasets.coco import CocoDataset
+from swin_dense.datasets.coco import CocoDataset, ImageIds
 from swin_dense.datasets.copy_paste import CopyPaste
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.datasets.transforms import instance_training, large_scale_jitter, sample_seed
@@ -52,6 +52,27 @@ def test_samples_have_the_stated_types_and_sizes(coco_tree):
     assert (sample.image_id, sample.index, sample.original_size_hw) == (3, 0, (41, 67))
 
 
+def test_image_ids_are_a_sequence_of_ints():
+    values = [7, 2**63 - 1, 0, 12]
+    ids = ImageIds(np.array(values))
+    assert ids == values and values == ids and ids == ImageIds(np.array(values)) and ids == tuple(values)
+    assert ids != values[:3] and ids != [*values[:3], 13] and ids != 7
+    assert [ids[row] for row in range(4)] == list(ids) == values and ids[-1] == 12 and ids[np.int64(3)] == 12
+    assert {type(value) for value in [ids[1], *ids, *ids[1:]]} == {int}
+    assert ids[1:3] == values[1:3] and 12 in ids and 13 not in ids and ids.index(0) == 2 and repr(ids) == repr(values)
+    with pytest.raises(IndexError):
+        ids[4]
+    with pytest.raises(TypeError):
+        ids[0] = 1
+
+
+def test_nothing_of_a_data_set_grows_with_its_images_but_arrays(coco_tree):
+    dataset = dataset_of(coco_tree)
+    held = [dataset, dataset.image_ids, dataset._images, dataset._images.file_names, dataset._table]
+    containers = [value for part in held for value in vars(part).values() if isinstance(value, list | tuple | set)]
+    assert all(len(value) != len(dataset) for value in containers)
+
+
 def test_masks_lie_in_their_boxes(coco_tree):
     dataset = dataset_of(coco_tree)
     for index in range(len(dataset)):
@@ -71,6 +92,14 @@ def test_skip_empty_leaves_out_images_without_objects_or_with_crowds_only(coco_t
     dataset = dataset_of(coco_tree, skip_empty=True)
     assert dataset.image_ids == [3, 13] and len(dataset.sizes_hw) == 2
     assert {entry["image_id"] for entry in dataset.ground_truth["annotations"]} == {3, 13}
+
+
+@pytest.mark.parametrize("skip_empty", [False, True])
+def test_objects_per_image_are_those_of_each_raw_image(coco_tree, skip_empty):
+    dataset = dataset_of(coco_tree, skip_empty=skip_empty)
+    counts = dataset.objects_per_image
+    assert counts.tolist() == [len(dataset.instances(index)) for index in range(len(dataset))]
+    assert counts.tolist() == [3, 2, 1, 0][: len(dataset)] and counts.dtype == np.int64
 
 
 def test_ground_truth_is_complete_renumbered_and_private(coco_tree):

@@ -4,7 +4,6 @@ import json
 import pytest
 
 from swin_dense.datasets.coco_json import (
-    FileNames,
     collection_paused,
     find_coco_split,
     read_categories,
@@ -128,17 +127,6 @@ def test_missing_split_lists_what_was_looked_for_and_what_is_there(tmp_path):
         find_coco_split(tmp_path, "train")
     with pytest.raises(DataError, match="split must be 'train' or 'val', got 'test'"):
         find_coco_split(tmp_path, "test")
-
-
-def test_file_names_come_back_as_they_were():
-    names = ["a.png", "", "b/c d.jpg", "gr\u00fcn \u20ac \U0001f600.png", "half \ud800.png", "a.png"]
-    kept = FileNames(names)
-    assert list(kept) == names and len(kept) == 6
-    assert [kept[row] for row in range(6)] == names
-    assert list(FileNames([])) == []
-    for row in (-1, 6):
-        with pytest.raises(IndexError, match=f"row {row} is not in 0..5"):
-            kept[row]
 
 
 @pytest.mark.parametrize(

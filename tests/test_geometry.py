@@ -3,7 +3,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swin_dense.datasets.geometry import Crop, Flip, Pad, Resize, keep_ratio_size_hw, scaled_size_hw
+from swin_dense.datasets.geometry import (
+    Crop,
+    Flip,
+    Pad,
+    Resize,
+    channels_first,
+    draw_crop,
+    keep_ratio_size_hw,
+    scaled_size_hw,
+)
 from swin_dense.datasets.outlines import Frame, Outline
 
 SIZE_HW = (41, 67)
@@ -69,6 +78,50 @@ def test_flip_twice_is_the_identity(make_instances):
     again = flip.instances(flip.instances(instances))
     assert np.array_equal(again.boxes_xyxy, instances.boxes_xyxy)
     assert again.frame == instances.frame and again.outlines == instances.outlines
+
+
+# How the pixels of one (41, 67, 3) picture, or of a part of it, can lie in memory.
+PIXELS = np.random.default_rng(4).integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)
+LAYOUTS = {
+    "whole": PIXELS,
+    "cut out": PIXELS[3:20, 5:64],
+    "one row": PIXELS[7:8],
+    "one pixel": PIXELS[7:8, 9:10],
+    "mirrored": PIXELS[::-1, ::-1],
+    "other channel order": PIXELS[..., ::-1],
+    "transposed": PIXELS.transpose(1, 0, 2),
+    "channels first": np.ascontiguousarray(PIXELS.transpose(2, 0, 1)).transpose(1, 2, 0),
+    "repeated": np.broadcast_to(PIXELS[:1], PIXELS.shape),  # not writable
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_image_operations_equal_numpy_in_any_memory_layout(layout):
+    image = LAYOUTS[layout]
+    height, width = image.shape[:2]
+    planes = channels_first(image)
+    assert planes.flags.c_contiguous and np.array_equal(planes, image.transpose(2, 0, 1))
+    assert np.array_equal(Flip().image(image), image[:, ::-1])
+    assert np.array_equal(Flip().label(image[..., 1]), image[:, ::-1, 1])
+    padded = Pad((71, 73), (124, 116, 104), 255).image(image)
+    assert padded.shape == (71, 73, 3) and np.array_equal(padded[:height, :width], image)
+    assert (padded[height:] == (124, 116, 104)).all() and (padded[:, width:] == (124, 116, 104)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_channels_first_keeps_values_type_and_its_input(dtype):
+    image = PIXELS.astype(dtype)
+    planes = channels_first(image)
+    assert planes.dtype == dtype and np.array_equal(planes, PIXELS.transpose(2, 0, 1))
+    planes[:] = 0
+    assert np.array_equal(image, PIXELS)
+
+
+def test_draw_crop_takes_every_place_and_no_other():
+    generator = np.random.default_rng(0)
+    drawn = [draw_crop((7, 5), (4, 4), generator) for _ in range(200)]
+    assert {(crop.top, crop.left) for crop in drawn} == {(top, left) for top in range(4) for left in range(2)}
+    assert {crop.size_hw for crop in drawn} == {(4, 4)}
 
 
 def test_flip_moves_box_and_mask_alike(make_instances):

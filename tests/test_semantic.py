@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 from swin_dense.datasets.batches import TrainingBatches
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.semantic import SemanticDataset, find_semantic_split, read_class_names
-from swin_dense.datasets.transforms import semantic_training
+from swin_dense.datasets.semantic import SemanticDataset
+from swin_dense.datasets.semantic_transforms import semantic_training
 from swin_dense.errors import DataError, ImageError
 
 LABELS = LabelMap(("road", "tree", "car", "sky"), (1, 2, 3, 4), ignored_values=(0,))
@@ -74,6 +74,32 @@ def test_unknown_value_is_named_with_its_pixel_count(semantic_tree):
         dataset_of(semantic_tree)[2]
 
 
+@pytest.mark.parametrize("value", [-1, -(2**31), 65536, 2**31 - 1])
+def test_values_outside_16_bits_are_unknown_where_both_ends_are_classes(semantic_tree, value):
+    labels = LabelMap(("low", "high"), (0, 65535))
+    values = np.random.default_rng(0).choice(np.array([0, 65535, 255], np.int32), (47, 53))
+    (semantic_tree.label_folder / "scene_2.png").unlink()
+    path = semantic_tree.label_folder / "scene_2.tif"
+    Image.fromarray(values).save(path)
+    dataset = dataset_of(semantic_tree, labels=labels)
+    assert np.array_equal(dataset.label(2), np.where(values == 65535, 1, values))
+    assert dataset.paths(2) == (semantic_tree.image_folder / "scene_2.png", path)
+    values[3, 4] = value
+    Image.fromarray(values).save(path)
+    with pytest.raises(ImageError, match=rf"scene_2\.tif: .* does not know the value {value} \(1 px\)"):
+        dataset.label(2)
+
+
+def test_paths_are_those_of_the_files_whatever_their_endings(semantic_tree):
+    (semantic_tree.image_folder / "scene_1.png").rename(semantic_tree.image_folder / "scene_1.a \u20ac.JPG")
+    (semantic_tree.label_folder / "scene_1.png").rename(semantic_tree.label_folder / "scene_1.a \u20ac.bmp")
+    dataset = dataset_of(semantic_tree)
+    images, labels = zip(*map(dataset.paths, range(4)), strict=True)
+    assert sorted(images) == sorted(semantic_tree.image_folder.iterdir())
+    assert sorted(labels) == sorted(semantic_tree.label_folder.iterdir())
+    assert tuple(path.stem for path in images) == tuple(path.stem for path in labels) == dataset.names
+
+
 def test_unequal_sizes_are_refused(semantic_tree):
     Image.fromarray(np.ones((48, 53), np.uint8)).save(semantic_tree.label_folder / "scene_2.png")
     with pytest.raises(ImageError, match=r"scene_2\.png: the annotations say .* 48 x 53, the picture is 47 x 53"):
@@ -96,36 +122,6 @@ def test_empty_folder_and_repeated_stem_are_refused(semantic_tree, tmp_path):
     (semantic_tree.image_folder / "scene_1.jpg").touch()
     with pytest.raises(DataError, match=r"scene_1\.jpg and scene_1\.png have the same name"):
         dataset_of(semantic_tree)
-
-
-def test_split_is_found_and_flat_folders_serve_both(semantic_tree, tmp_path):
-    expected = (semantic_tree.image_folder, semantic_tree.label_folder)
-    assert find_semantic_split(semantic_tree.root, "train") == expected
-    with pytest.raises(DataError, match=r"split 'val' not found. Looked for .* in images: training"):
-        find_semantic_split(semantic_tree.root, "val")
-    flat = tmp_path / "flat"
-    for kind in ("images", "annotations"):
-        (flat / kind).mkdir(parents=True)
-        (flat / kind / "a.png").touch()
-    for split in ("train", "val"):
-        assert find_semantic_split(flat, split) == (flat / "images", flat / "annotations")
-
-
-def test_class_names_are_read_from_lines_and_tables(tmp_path):
-    path = tmp_path / "names.txt"
-    path.write_text("road\n\ntree, tall\n")
-    assert read_class_names(path) == ("road", "tree, tall")
-    path.write_text("Idx,Ratio,Name\n1,0.1,wall\n2,0.2,screen;door\n3,0.1,screen;silver;screen\n")
-    assert read_class_names(path) == ("wall", "screen door", "screen silver")
-    path.write_text("Idx,Name\n1\n")
-    with pytest.raises(DataError, match="line 2 has no column 'Name'"):
-        read_class_names(path)
-    for text, message in (("", "got none"), ("a\nb\na\n", "got 'a' twice")):
-        path.write_text(text)
-        with pytest.raises(DataError, match=message):
-            read_class_names(path)
-    with pytest.raises(DataError, match="cannot be read"):
-        read_class_names(tmp_path / "none.txt")
 
 
 def test_missing_folder_and_wrong_index_are_refused(semantic_tree, tmp_path):

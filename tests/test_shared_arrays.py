@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from swin_dense.datasets import shared_arrays
-from swin_dense.datasets.shared_arrays import SharedArrays
+from swin_dense.datasets.shared_arrays import FileNames, SharedArrays
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,14 @@ def test_a_new_process_has_its_own_memory_where_there_is_no_room(monkeypatch):
     sent = record()
     assert answers_of_new_process(sent) == (5.0, [0, 1, 2], "a")
     assert sent.large[5] == 5.0
+
+
+def test_file_names_come_back_as_they_were():
+    names = ["a.png", "", "b/c d.jpg", "gr\u00fcn \u20ac \U0001f600.png", "half \ud800.png", "a.png"]
+    kept = FileNames(names)
+    assert list(kept) == names and len(kept) == 6
+    assert [kept[row] for row in range(6)] == names
+    assert list(FileNames([])) == []
+    for row in (-1, 6):
+        with pytest.raises(IndexError, match=f"row {row} is not in 0..5"):
+            kept[row]

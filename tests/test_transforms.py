@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, RandomResizedCrop
-from torchvision.transforms import Resize as TorchvisionResize
 
 from swin_dense.datasets.copy_paste import CopyPaste
 from swin_dense.datasets.geometry import Crop, Flip, Pad, Resize
@@ -14,23 +11,15 @@ from swin_dense.datasets.instances import Instances
 from swin_dense.datasets.outlines import Frame, Outline
 from swin_dense.datasets.transforms import (
     PAD_RGB,
-    centre_crop,
-    choose_area_crop,
-    choose_crop,
-    classification_inference,
-    classification_training,
     instance_inference,
     instance_training,
     large_scale_jitter,
     sample_seed,
-    semantic_inference,
-    semantic_training,
 )
 from swin_dense.errors import ConfigError
 
 SIZE_HW = (83, 127)
 IMAGE = np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)
-LABEL = np.random.default_rng(1).choice([0, 2, 5, 255], SIZE_HW).astype(np.uint8)
 OFFICIAL = instance_training(tuple(range(480, 801, 32)), 1333, crop_branch=True)
 
 
@@ -107,121 +96,10 @@ def test_instance_inference_is_the_same_for_every_seed(make_instances):
     assert len(images) == 1 and image.shape == (91, 140, 3) and changed.size_hw == (91, 140)
 
 
-@pytest.mark.parametrize("crop_hw", [(64, 64), (200, 31), (301, 299)])
-def test_semantic_training_gives_the_crop_size_and_no_new_label(crop_hw):
-    transform = semantic_training((160, 90), crop_size_hw=crop_hw)
-    for seed in range(12):
-        image, label = transform(IMAGE, LABEL, seed)
-        assert image.shape == (*crop_hw, 3) and label.shape == crop_hw
-        assert image.dtype == np.uint8 and label.dtype == np.uint8
-        assert set(np.unique(label)) <= {0, 2, 5, 255}
-
-
-def test_semantic_padding_is_the_mean_colour_and_ignored():
-    image, label = semantic_training((127, 83), (1.0, 1.0), crop_size_hw=(90, 150))(IMAGE, LABEL, 3)
-    assert (image[83:] == PAD_RGB).all() and (image[:, 127:] == PAD_RGB).all()
-    assert (label[83:] == 255).all() and (label[:, 127:] == 255).all()
-
-
-def test_semantic_training_repeats_with_the_seed_and_differs_without():
-    transform = semantic_training((160, 90), crop_size_hw=(64, 64))
-    assert np.array_equal(transform(IMAGE, LABEL, 9)[0], transform(IMAGE, LABEL, 9)[0])
-    assert len({transform(IMAGE, LABEL, seed)[0].tobytes() for seed in range(20)}) == 20
-
-
-def test_semantic_inference_resizes_the_image_and_keeps_the_label():
-    image, label = semantic_inference((254, 100))(IMAGE, LABEL, 0)
-    assert image.shape == (100, 153, 3) and np.array_equal(label, LABEL)
-
-
-def test_choose_crop_avoids_one_class_and_does_not_count_ignored():
-    label = np.zeros((40, 80), np.uint8)
-    label[:, 60:] = np.arange(40)[:, None] % 2 + 1
-    label[:, 20:40] = 255
-
-    def share(crop):
-        counts = np.bincount(crop.label(label).ravel(), minlength=256)[:255]
-        return counts.max() / max(1, counts.sum())
-
-    def mixed(ratio):
-        crops = [choose_crop(label, (20, 20), ratio, np.random.default_rng(seed)) for seed in range(200)]
-        return np.mean([share(crop) < 0.75 for crop in crops])
-
-    assert mixed(0.75) > 0.9 > 0.6 > mixed(1.0)
-
-
-@pytest.mark.parametrize("size_hw", [(83, 127), (127, 83), (31, 300), (60, 61), (500, 333)])
-@pytest.mark.parametrize("side", [32, 97])
-def test_centre_crop_is_the_published_one(size_hw, side):
-    image = np.random.default_rng(2).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
-    published = Compose([TorchvisionResize(int(256 / 224 * side), InterpolationMode.BICUBIC), CenterCrop(side)])
-    assert np.array_equal(centre_crop(image, (side, side)), np.asarray(published(Image.fromarray(image))))
-
-
-@given(st.tuples(st.integers(1, 99), st.integers(1, 99)), st.tuples(st.integers(1, 40), st.integers(1, 40)))
-def test_centre_crop_has_the_wanted_size(size_hw, wanted_hw):
-    image = np.zeros((*size_hw, 3), np.uint8)
-    cropped = centre_crop(image, wanted_hw)
-    assert cropped.shape == (*wanted_hw, 3)
-    assert size_hw != wanted_hw or cropped is image
-
-
-@given(st.integers(1, 600), st.integers(1, 600), st.integers(0, 2**32))
-def test_area_crop_lies_in_the_image_and_its_ranges(height, width, seed):
-    crop = choose_area_crop((height, width), (0.08, 1.0), (3 / 4, 4 / 3), np.random.default_rng(seed))
-    (rows, columns), whole = crop.size_hw, height * width
-    assert crop.top >= 0 and crop.left >= 0 and rows >= 1 and columns >= 1
-    assert crop.top + rows <= height and crop.left + columns <= width
-    if min(height, width) >= 50 and max(height, width) <= 1.3 * min(height, width):
-        assert 0.07 < rows * columns / whole <= 1 and 0.7 < columns / rows < 1.42
-
-
-def test_area_crops_are_distributed_as_torchvisions():
-    generator = np.random.default_rng(0)
-    image = Image.fromarray(np.zeros((83, 127, 3), np.uint8))
-    ranges = ((0.08, 1.0), (3 / 4, 4 / 3))
-    ours = [choose_area_crop((83, 127), *ranges, generator) for _ in range(2000)]
-    theirs = [RandomResizedCrop.get_params(image, *map(list, ranges)) for _ in range(2000)]
-    got = np.array([(crop.top, crop.left, *crop.size_hw) for crop in ours], float)
-    wanted = np.array(theirs, float)
-    assert np.abs(got.mean(axis=0) - wanted.mean(axis=0)).max() < 2.5
-    assert np.abs(got.std(axis=0) / wanted.std(axis=0) - 1).max() < 0.1
-
-
-@pytest.mark.parametrize("options", [{}, {"padding": 4}, {"photometric": True}, {"padding": 9, "photometric": True}])
-def test_classification_training_has_the_size_repeats_with_the_seed_and_differs_without(options):
-    transform = classification_training((31, 44), **options)
-    before = IMAGE.copy()
-    first = transform(IMAGE, 5)
-    assert first.shape == (31, 44, 3) and first.dtype == np.uint8
-    assert np.array_equal(first, transform(IMAGE, 5)) and np.array_equal(IMAGE, before)
-    assert len({transform(IMAGE, seed).tobytes() for seed in range(30)}) > 20
-
-
-def test_padding_moves_the_whole_image_over_black():
-    image = np.random.default_rng(3).integers(1, 256, (32, 32, 3), dtype=np.uint8)
-    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
-    windows = {padded[top : top + 32, left : left + 32].tobytes() for top in range(9) for left in range(9)}
-    transform = classification_training((32, 32), padding=4, flip_probability=0.0)
-    drawn = {transform(image, seed).tobytes() for seed in range(900)}
-    assert drawn == windows
-    flipped = classification_training((32, 32), padding=0, flip_probability=1.0)
-    assert np.array_equal(flipped(image, 0), image[:, ::-1])
-
-
-def test_classification_inference_is_the_centre_for_every_seed():
-    transform = classification_inference((32, 40))
-    assert all(np.array_equal(transform(IMAGE, seed), centre_crop(IMAGE, (32, 40))) for seed in range(4))
-
-
 def test_transforms_can_be_sent_to_workers():
-    for transform in (
-        OFFICIAL,
-        large_scale_jitter(64),
-        semantic_training(crop_size_hw=(64, 64)),
-        classification_training((64, 64)),
-    ):
-        assert type(pickle.loads(pickle.dumps(transform))) is type(transform)
+    for transform in (OFFICIAL, large_scale_jitter(64, tile_size=53)):
+        sent = pickle.loads(pickle.dumps(transform))
+        assert all(sent.operations(SIZE_HW, seed) == transform.operations(SIZE_HW, seed) for seed in range(5))
 
 
 @pytest.mark.parametrize(
@@ -237,14 +115,6 @@ def test_transforms_can_be_sent_to_workers():
         (lambda: large_scale_jitter(64, flip_probability=-1), r"flip_probability must lie in 0\.\.1"),
         (lambda: large_scale_jitter(64, tile_size=0), "tile_size must be whole numbers"),
         (lambda: instance_inference(0, 100), "short_edge must be whole numbers"),
-        (lambda: semantic_training(crop_size_hw=(0, 64)), "crop_size_hw must be whole numbers"),
-        (lambda: classification_inference((0, 3)), "crop_size_hw must be whole numbers"),
-        (lambda: classification_training((3, 3), area_range=(0.5, 0.1)), r"area_range must be \(least, most\)"),
-        (lambda: classification_training((3, 3), area_range=(0.5, 1.1)), r"area_range must be .* in 0\.\.1, got"),
-        (lambda: classification_training((3, 3), aspect_range=(0, 1)), "aspect_range must be"),
-        (lambda: classification_training((3, 3), padding=-1), "padding must be 0 or more pixels, got -1"),
-        (lambda: classification_training((3, 3), flip_probability=2), r"flip_probability must lie in 0\.\.1"),
-        (lambda: semantic_training(ratio_range=(0, 2), crop_size_hw=(64, 64)), "ratio_range must be"),
     ],
 )
 def test_wrong_settings_are_refused(build, message):
@@ -277,18 +147,6 @@ def test_instance_training_on_tiles_follows_from_the_seed_and_ignores_what_is_cu
     assert len(places) > 15
     assert [type(step).__name__ for step in instance_training([32], 32).operations((101, 97), 0)][-1] == "Resize"
     assert transform.operations((20, 31), 3)[0].size_hw == (20, 31)
-
-
-def test_semantic_training_on_tiles_cuts_both_alike():
-    image = np.random.default_rng(0).integers(0, 5, (101, 97), dtype=np.uint8)
-    transform = semantic_training(
-        (32, 32), (1.0, 1.0), crop_size_hw=(32, 32), photometric=False, flip_probability=0.0, tile_size=32
-    )
-    for seed in range(5):
-        pixels, label = transform(image[:, :, None].repeat(3, axis=2), image, seed)
-        assert pixels.shape == (32, 32, 3) and np.array_equal(pixels[:, :, 0], label)
-        places = np.lib.stride_tricks.sliding_window_view(image, (32, 32))
-        assert (places == label).all(axis=(2, 3)).sum() == 1
 
 
 def test_tile_settings_out_of_range_are_refused():
@@ -434,35 +292,3 @@ def test_flip_twice_is_the_identity_after_every_instance_transform(name):
         assert np.array_equal(again.with_masks()[1].full(), masks)
         if name in BOXES_OF_MASKS:
             assert np.array_equal(once.with_masks()[1].full(), masks.flip(2))
-
-
-SEMANTIC_TRANSFORMS = {
-    "published": semantic_training((151, 83), crop_size_hw=(89, 97), photometric=False),
-    "tiles": semantic_training((71, 71), (0.7, 1.4), crop_size_hw=(61, 61), photometric=False, tile_size=71),
-    "no crop of one class": semantic_training((151, 83), crop_size_hw=(31, 37), photometric=False),
-    "filled up": semantic_training((61, 61), (0.5, 1.0), crop_size_hw=(101, 73), photometric=False),
-}
-
-
-@pytest.mark.parametrize("name", SEMANTIC_TRANSFORMS)
-def test_semantic_labels_and_pixels_never_come_apart(name):
-    image, instances = painted((127, 113), 100)
-    label = np.full((127, 113), 255, np.uint8)
-    for mask, annotation_id in zip(instances.with_masks()[1].full().numpy(), instances.annotation_ids, strict=True):
-        label[mask > 0] = annotation_id
-    before = image.copy(), label.copy()
-    results, looked_at = set(), 0
-    for seed in range(15):
-        changed, changed_label = SEMANTIC_TRANSFORMS[name](image, label, seed)
-        assert changed.shape[:2] == changed_label.shape
-        for annotation_id in set(np.unique(changed_label).tolist()) - {255}:
-            mask = changed_label == annotation_id
-            if mask.sum() >= 60 and min(np.ptp(axis) for axis in np.nonzero(mask)) >= 6:
-                assert np.array_equal(np.median(changed[mask], axis=0).round(), colour_of(annotation_id))
-                looked_at += 1
-        filled = (changed == PAD_RGB).all(axis=2)
-        assert (changed_label[filled] == 255).all()
-        assert np.array_equal(changed, SEMANTIC_TRANSFORMS[name](image, label, seed)[0])
-        results.add(changed.tobytes())
-    assert looked_at > 30 and len(results) > 12
-    assert np.array_equal(image, before[0]) and np.array_equal(label, before[1])
