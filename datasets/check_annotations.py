@@ -5,27 +5,27 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from swin_dense.datasets.check_findings import Finding, shown
-from swin_dense.datasets.check_geometry import (
-    MAX_CORNERS,
-    crossing_polygons,
-    paired_iou,
-    polygon_areas,
-    polygon_extents,
+from swin_dense.datasets.check_geometry import MAX_CORNERS, PolygonMeasurer, PolygonMeasures, paired_iou
+from swin_dense.datasets.check_values import (
+    Segmentation,
+    id_for_report,
+    mask_box,
+    read_area,
+    read_box,
+    read_id,
+    segmentation_of,
 )
-from swin_dense.datasets.coco_json import is_id
-from swin_dense.datasets.segmentations import crop_of_run_lengths, parse_run_lengths, polygon_run_lengths
-from swin_dense.errors import AnnotationError
 
 # As the loader has them: what it takes as rounding, and as the same box.
 _ROUNDING_PX = 0.01
 _SAME_BOX_PX = 2.0
-_XYXY_SHARE = 0.05
+_HABIT_SHARE = 0.05
 _LEAST_IOU = 0.5
 # Areas of annotation tools differ by half a pixel around the edge and where polygons overlap.
 _AREA_SHARE = 0.3
@@ -33,118 +33,6 @@ _AREA_PX = 20.0
 # A thinner shape may fall between the centres of pixels.
 _THIN_PX = 1.5
 _TOLD_EVERY = 2000
-
-
-@dataclass
-class Segmentation:
-    """What is usable in the segmentation of one annotation, and what is not.
-
-    Attributes:
-        polygons: Each x and y in turn, three points or more, finite and near the image.
-        runs: Run lengths that fill the image; None where it has polygons or nothing usable.
-        faults: (kind of finding, reason).
-    """
-
-    polygons: list[array] = field(default_factory=list)
-    runs: np.ndarray | None = None
-    faults: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether a mask can be drawn."""
-        return bool(self.polygons) or self.runs is not None
-
-    def run_lengths(self, size_hw: tuple[int, int]) -> np.ndarray:
-        """Run lengths (R,) of the mask in an image of this (height, width)."""
-        if self.runs is not None:
-            return self.runs
-        return polygon_run_lengths([np.frombuffer(polygon) for polygon in self.polygons], size_hw)
-
-
-def read_segmentation(value: object, size_hw: tuple[int, int]) -> Segmentation:
-    """Reads whatever stands under "segmentation".
-
-    Args:
-        value: Any JSON value.
-        size_hw: (height, width) of the image.
-    """
-    if isinstance(value, dict):
-        try:
-            return Segmentation(runs=parse_run_lengths(value, size_hw))
-        except AnnotationError as error:
-            is_size = isinstance(value.get("size"), list) and value["size"] != list(size_hw)
-            return Segmentation(faults=[("rle-size" if is_size else "rle-invalid", str(error))])
-    if not isinstance(value, list) or not value:
-        return Segmentation(faults=[("segmentation-missing", f"segmentation is {shown(value)}")])
-    found = Segmentation()
-    if isinstance(value[0], int | float):
-        found.faults.append(("polygon-unnested", f"segmentation is one flat list of {len(value)} numbers"))
-        value = [value]
-    for number, numbers in enumerate(value):
-        polygon, fault = _read_polygon(numbers, size_hw)
-        if polygon is not None:
-            found.polygons.append(polygon)
-        else:
-            found.faults.append((fault[0], f"polygon {number}: {fault[1]}"))
-    return found
-
-
-def segmentation_of(annotation: dict[str, Any], size_hw: tuple[int, int]) -> Segmentation:
-    """Reads the segmentation of an annotation; a region to ignore may have a box alone, as the loader takes it.
-
-    Args:
-        annotation: Any JSON object.
-        size_hw: (height, width) of the image.
-    """
-    value = annotation.get("segmentation")
-    if value or annotation.get("ignore") not in (1,):
-        return read_segmentation(value, size_hw)
-    box, _ = read_box(annotation.get("bbox"))
-    if box is None:
-        return Segmentation(faults=[("segmentation-missing", "a region to ignore needs a segmentation or a bbox")])
-    x, y, w, h = box
-    left, right = (min(max(side, 0), size_hw[1]) for side in (x, x + w))
-    top, bottom = (min(max(side, 0), size_hw[0]) for side in (y, y + h))
-    return Segmentation(polygons=[array("d", [left, top, right, top, right, bottom, left, bottom])])
-
-
-def mask_box(runs: np.ndarray, height: int) -> np.ndarray:
-    """The box (4,) x1, y1, x2, y2 of a mask in run lengths, in pixels; NaN where it has none."""
-    mask, (left, top) = crop_of_run_lengths(runs, height)
-    return np.array([left, top, left + mask.shape[1], top + mask.shape[0]] if mask.size else [math.nan] * 4, float)
-
-
-def read_id(value: object) -> int | None:
-    """Reads an id: a whole number of 64 bits, or None."""
-    return value if isinstance(value, int) and is_id(value) else None
-
-
-def read_box(value: object) -> tuple[list[float] | None, str]:
-    """Reads a bbox.
-
-    Returns:
-        ([x, y, width, height] or None, why it is not usable).
-    """
-    if not isinstance(value, list) or len(value) != 4:
-        return None, f"bbox must be four numbers x, y, width, height, got {shown(value)}"
-    try:
-        box = array("d", value).tolist()
-    except (TypeError, OverflowError):
-        return None, f"bbox must hold numbers only, got {shown(value)}"
-    if not all(map(math.isfinite, box)):
-        return None, f"bbox {shown(value)} is not finite"
-    if box[2] < 0 or box[3] < 0:
-        return None, f"bbox {shown(value)}: width and height must not be negative"
-    return box, ""
-
-
-def read_area(value: object) -> float | None:
-    """Reads an area: a finite number that is not negative, or None."""
-    try:
-        area = float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
-        return None
-    return area if math.isfinite(area) and area >= 0 else None
 
 
 @dataclass
@@ -321,54 +209,67 @@ class AnnotationChecker:
 
     def _check_boxes(self, facts: AnnotationFacts, as_written: np.ndarray, sizes_wh: np.ndarray) -> None:
         low, high, extents = facts.boxes_xyxy[:, :2], facts.boxes_xyxy[:, 2:], facts.extents_xyxy
-        is_box = (as_written[:, 2:] > 0).all(axis=1)
+        is_box = as_written[:, 2:].min(axis=1) > 0
         outside = is_box & ((high <= 0) | (low >= sizes_wh)).any(axis=1)
         # Written so that NaN, a box that is not there, is in none of these.
         too_small = ((np.minimum(high, sizes_wh) - np.maximum(low, 0)) < 1).any(axis=1) & ~outside
         over = ((low < -_ROUNDING_PX) | (high > sizes_wh + _ROUNDING_PX)).any(axis=1) & ~outside & ~too_small
         clipped = np.clip(facts.boxes_xyxy, 0, np.concatenate([sizes_wh, sizes_wh], axis=1))
-        loose = (np.abs(clipped - extents) > _SAME_BOX_PX).any(axis=1) & ~outside & ~too_small
+        fits = np.abs(facts.boxes_xyxy - extents).max(axis=1) <= _SAME_BOX_PX
+        xyxy = _habit((np.abs(as_written - extents).max(axis=1) <= _SAME_BOX_PX) & ~fits)
+        shares = _habit((low.min(axis=1) >= 0) & (high.max(axis=1) <= 1 + _ROUNDING_PX) & is_box)
+        # What is wrong as a whole is not told again of each box.
+        single = ~(xyxy | shares)
+        loose = (np.abs(clipped - extents) > _SAME_BOX_PX).any(axis=1) & ~outside & single
+        self._draw_extents(np.flatnonzero(loose & (paired_iou(clipped, extents) < _LEAST_IOU)), facts, sizes_wh)
+        loose &= (np.abs(clipped - extents) > _SAME_BOX_PX).any(axis=1)
         off = loose & (paired_iou(clipped, extents) < _LEAST_IOU)
-        fits = (np.abs(facts.boxes_xyxy - extents) <= _SAME_BOX_PX).all(axis=1)
-        xyxy = (np.abs(as_written - extents) <= _SAME_BOX_PX).all(axis=1) & ~fits
-        if xyxy.sum() <= _XYXY_SHARE * len(xyxy):
-            xyxy[:] = False
-        # What is wrong as a whole is not told again as a box over the edge.
         for kind, rows in (
-            ("box-outside", outside & ~xyxy),
-            ("box-degenerate", too_small & ~xyxy),
-            ("box-partly-outside", over & ~xyxy),
+            ("box-outside", outside & single),
+            ("box-normalised", shares),
+            ("box-degenerate", too_small & loose),
+            ("box-thin", too_small & ~loose & single),
+            ("box-partly-outside", over & single),
             ("box-xyxy", xyxy),
-            ("box-off-mask", off & ~xyxy),
-            ("box-loose", loose & ~off & ~xyxy),
+            ("box-off-mask", off & ~too_small),
+            ("box-loose", loose & ~off & ~too_small),
         ):
             for row in np.flatnonzero(rows):
                 width, height = sizes_wh[row]
                 text = f"bbox {_numbers(as_written[row])} in an image of width {width:g} and height {height:g}"
-                if kind in ("box-xyxy", "box-off-mask", "box-loose"):
+                if kind in ("box-xyxy", "box-degenerate", "box-off-mask", "box-loose"):
                     x1, y1, x2, y2 = extents[row]
                     of_mask = _numbers((x1, y1, x2 - x1, y2 - y1))
                     text = f"bbox {_numbers(as_written[row])}, its segmentation's is {of_mask}"
                 self._add(kind, int(facts.positions[row]), text)
 
+    def _draw_extents(self, rows: np.ndarray, facts: AnnotationFacts, sizes_wh: np.ndarray) -> None:
+        """Replaces what the corners of polygons span by the box of their pixels, which is less in a spike."""
+        for row in rows:
+            width, height = sizes_wh[row].tolist()
+            segmentation = segmentation_of(self._annotations[facts.positions[row]], (height, width))
+            box = mask_box(segmentation.run_lengths((height, width)), height)
+            if not np.isnan(box).any():
+                facts.extents_xyxy[row] = box
+
     def _check_polygons(self, table: _Table) -> np.ndarray:
         """Adds the findings and completes `mask_areas`; returns the extents (A, 4) of segmentations, not clipped."""
-        extents, rows = table.extents_xyxy, table.polygon_rows
+        extents, rows, polygons = table.extents_xyxy, table.polygon_rows, table.polygons
         if len(rows):
-            boxes = polygon_extents(table.corners, table.corner_counts)
             starts = np.flatnonzero(np.diff(rows, prepend=-1))
-            extents[rows[starts], :2] = np.minimum.reduceat(boxes[:, :2], starts)
-            extents[rows[starts], 2:] = np.maximum.reduceat(boxes[:, 2:], starts)
-            areas = polygon_areas(table.corners, table.corner_counts)
-            table.mask_areas[rows[starts]] = np.add.reduceat(areas, starts)
+            extents[rows[starts], :2] = np.minimum.reduceat(polygons.extents_xyxy[:, :2], starts)
+            extents[rows[starts], 2:] = np.maximum.reduceat(polygons.extents_xyxy[:, 2:], starts)
+            table.mask_areas[rows[starts]] = np.add.reduceat(polygons.areas, starts)
         sizes_wh = table.sizes_hw[:, ::-1]
         over = (extents[:, :2] < -_SAME_BOX_PX) | (extents[:, 2:] > sizes_wh + _SAME_BOX_PX)
-        crossing = rows[crossing_polygons(table.corners, table.corner_counts)]
-        large = rows[table.corner_counts > MAX_CORNERS]
         for kind, found, text in (
             ("polygon-outside", np.flatnonzero(over.any(axis=1)), "the polygons reach out of the image"),
-            ("polygon-crossing", np.unique(crossing), "edges of a polygon cross"),
-            ("polygon-unexamined", np.unique(large), f"a polygon has over {MAX_CORNERS} points"),
+            ("polygon-crossing", np.unique(rows[polygons.crossing]), "edges of a polygon cross"),
+            (
+                "polygon-unexamined",
+                np.unique(rows[polygons.num_corners > MAX_CORNERS]),
+                f"a polygon has over {MAX_CORNERS} points",
+            ),
         ):
             for row in found:
                 where = f" (they span {_numbers(extents[row])})" if kind == "polygon-outside" else ""
@@ -416,19 +317,13 @@ class AnnotationChecker:
         )
 
 
-def id_for_report(value: object) -> int | str | None:
-    """An id as it is; anything else as short text."""
-    return None if value is None else shown(value) if (found := read_id(value)) is None else found
-
-
 class _Columns:
     def __init__(self) -> None:
         self.uses = array("q")
         self.integers = array("q")
         self.crowd = array("b")
         self.numbers = array("d")
-        self.points = array("d")
-        self.corner_counts = array("q")
+        self.polygons = PolygonMeasurer()
         self.polygon_rows = array("q")
 
     def append(
@@ -443,8 +338,7 @@ class _Columns:
         segmentation: Segmentation,
     ) -> None:
         for polygon in segmentation.polygons:
-            self.points.extend(polygon)
-            self.corner_counts.append(len(polygon) // 2)
+            self.polygons.add(polygon)
             self.polygon_rows.append(len(self.crowd))
         self.integers.extend((position, image_row, label, *size_hw))
         self.crowd.append(crowd)
@@ -467,8 +361,7 @@ class _Columns:
             mask_areas=numbers[:, 1],
             boxes_xywh=numbers[:, 2:6],
             extents_xyxy=numbers[:, 6:],
-            corners=np.array(self.points, np.float64).reshape(-1, 2),
-            corner_counts=np.array(self.corner_counts, np.int64),
+            polygons=self.polygons.measures(),
             polygon_rows=np.array(self.polygon_rows, np.int64),
         )
 
@@ -484,26 +377,13 @@ class _Table:
     mask_areas: np.ndarray
     boxes_xywh: np.ndarray
     extents_xyxy: np.ndarray
-    corners: np.ndarray
-    corner_counts: np.ndarray
+    polygons: PolygonMeasures
     polygon_rows: np.ndarray
 
 
-def _read_polygon(value: object, size_hw: tuple[int, int]) -> tuple[array | None, tuple[str, str]]:
-    if not isinstance(value, list):
-        return None, ("polygon-invalid", f"wanted a list of numbers, got {shown(value)}")
-    try:
-        polygon = array("d", value)
-    except (TypeError, OverflowError):
-        return None, ("polygon-invalid", f"holds something else than numbers: {shown(value)}")
-    if len(polygon) < 6 or len(polygon) % 2:
-        return None, ("polygon-short", f"wanted x and y of at least 3 points, got {len(polygon)} numbers")
-    for side, numbers in ((size_hw[1], polygon[0::2]), (size_hw[0], polygon[1::2])):
-        # Written so that NaN fails too: it is in no range. min and max alone can pass it by.
-        if not (math.isfinite(sum(numbers)) and -side <= min(numbers) and max(numbers) <= 2 * side):
-            where = f"the image of height {size_hw[0]} and width {size_hw[1]}"
-            return None, ("polygon-invalid", f"a coordinate is not finite or far outside {where}: {shown(value)}")
-    return polygon, ("", "")
+def _habit(rows: np.ndarray) -> np.ndarray:
+    """The rows, where they are so many that the whole file is written so; none where they are few."""
+    return rows if rows.sum() > _HABIT_SHARE * len(rows) else np.zeros_like(rows)
 
 
 def _outline(annotation: dict[str, Any]) -> object:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from swin_dense.datasets.check_annotations import AnnotationChecker, AnnotationFacts, id_for_report, read_id
+from swin_dense.datasets.check_annotations import AnnotationChecker, AnnotationFacts
 from swin_dense.datasets.check_findings import Finding, Report, listed, printable, shown
 from swin_dense.datasets.check_images import (
     PictureFacts,
@@ -24,8 +24,10 @@ from swin_dense.datasets.check_images import (
     repeated_pictures,
     size_range,
 )
-from swin_dense.datasets.coco_json import find_coco_split, read_coco_json, read_images
-from swin_dense.datasets.images import IMAGE_SUFFIXES, max_pixels
+from swin_dense.datasets.check_meant import find_misnamed, pictures_below, write_whole_ids
+from swin_dense.datasets.check_values import id_for_report, read_id
+from swin_dense.datasets.coco_json import collection_paused, find_coco_split, read_coco_json, read_images
+from swin_dense.datasets.images import max_pixels
 from swin_dense.errors import AnnotationError, DataError
 
 _SECTIONS = ("images", "annotations", "categories")
@@ -45,6 +47,7 @@ class CocoSplit:
         content: The file's three sections, each a list of whatever stands there.
         pictures: Position of an image in the file -> what its picture holds; of entries that name one only.
         sizes_hw: (height, width) of each image: the file's, or the picture's where that has none; None without both.
+        renamed: Position of an image whose file name is wrong -> the file that is meant, relative to the folder.
     """
 
     name: str
@@ -53,6 +56,7 @@ class CocoSplit:
     content: dict[str, list[Any]]
     pictures: dict[int, PictureFacts] = field(default_factory=dict)
     sizes_hw: list[tuple[int, int] | None] = field(default_factory=list)
+    renamed: dict[int, str] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -146,7 +150,8 @@ def read_any_coco_json(path: Path) -> tuple[dict[str, Any], list[str]]:
         return values
 
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=keep_last)
+        with collection_paused():
+            content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=keep_last)
     except (OSError, ValueError, RecursionError):
         content = None
     if isinstance(content, dict) and all(content.get(name) and isinstance(content[name], list) for name in _SECTIONS):
@@ -172,6 +177,7 @@ def _read_splits(files: Sequence[tuple[str, Path, Path]], report: Report, progre
             report.findings.append(Finding("file-unreadable", name, str(annotation_file), reason))
             continue
         splits.append(CocoSplit(name, annotation_file, image_folder, content))
+        _check_id_types(splits[-1], report)
         for key, count in Counter(repeated).items():
             reason = f"the key {shown(key)} stands twice in one object; only one can be meant"
             report.findings.append(Finding("json-repeated-key", name, str(annotation_file), reason, count=count))
@@ -181,9 +187,21 @@ def _read_splits(files: Sequence[tuple[str, Path, Path]], report: Report, progre
     return splits
 
 
+def _check_id_types(split: CocoSplit, report: Report) -> None:
+    def tell(section: str, position: int, reason: str) -> None:
+        entry = split.content[section][position]
+        image_id = entry.get({"images": "id", "annotations": "image_id"}.get(section))
+        annotation_id = entry.get("id") if section == "annotations" else None
+        ids = (id_for_report(image_id), id_for_report(annotation_id))
+        report.findings.append(Finding("id-not-whole", split.name, split.file, reason, *ids, entry=(section, position)))
+
+    write_whole_ids(split.content, tell)
+
+
 def _check_image_entries(split: CocoSplit, report: Report) -> dict[int, int]:
-    """Fills `sizes_hw`; returns image id -> position."""
+    """Fills `sizes_hw`, `pictures` and `renamed`; returns image id -> position."""
     row_of_image: dict[int, int] = {}
+    outside: dict[int, str] = {}
 
     def add(kind: str, position: int, reason: str, image_id: object) -> None:
         entry = ("images", position)
@@ -205,12 +223,33 @@ def _check_image_entries(split: CocoSplit, report: Report) -> dict[int, int]:
         row_of_image[image_id] = position
         name = image.get("file_name")
         fault = _file_name_fault(name)
-        if fault is not None:
+        if fault == "image-outside-folder":
+            outside[position] = str(name)
+        elif fault is not None:
             add(fault, position, f"file_name is {shown(name)}", image_id)
         elif isinstance(name, str):
             split.pictures[position] = PictureFacts(os.path.join(split.image_folder, name))
         _check_size(split, position, image, add)
+    _look_for_misnamed(split, outside, add)
     return row_of_image
+
+
+def _look_for_misnamed(split: CocoSplit, outside: dict[int, str], add: Callable[[str, int, str, object], None]) -> None:
+    images, paths = split.content["images"], {row: facts.path for row, facts in split.pictures.items()}
+    missing = {row: images[row]["file_name"] for row, path in paths.items() if not os.path.lexists(path)}
+    # A path upwards means a certain file elsewhere, not one of that name in here.
+    absolute = {row: name for row, name in outside.items() if ".." not in name}
+    used = [path for row, path in paths.items() if row not in missing]
+    split.renamed = find_misnamed({**missing, **absolute}, split.image_folder, used)
+    for row, name in {**outside, **missing}.items():
+        there = split.renamed.get(row)
+        text = f"file_name is {shown(name)}" + ("" if there is None else f"; taken as {shown(there)}, which is there")
+        if row in outside:
+            add("image-outside-folder", row, text, images[row]["id"])
+        elif there is not None:
+            add("picture-misnamed", row, text, images[row]["id"])
+        if there is not None:
+            split.pictures[row] = PictureFacts(os.path.join(split.image_folder, there))
 
 
 def _check_size(
@@ -357,12 +396,7 @@ def _check_unlisted(splits: list[CocoSplit], report: Report) -> None:
     for folder in dict.fromkeys(split.image_folder for split in splits):
         sharing = [split for split in splits if split.image_folder == folder]
         used = {os.path.normpath(facts.path) for split in sharing for facts in split.pictures.values()}
-        unlisted = [
-            os.path.join(parent, name)
-            for parent, _, names in os.walk(folder)
-            for name in names
-            if name.lower().endswith(IMAGE_SUFFIXES) and os.path.normpath(os.path.join(parent, name)) not in used
-        ]
+        unlisted = [path for path in pictures_below(folder) if os.path.normpath(path) not in used]
         if unlisted:
             text = f"not used: {listed([os.path.relpath(path, folder) for path in sorted(unlisted)])}"
             split_name = sharing[0].name

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from swin_dense.datasets.check_annotations import read_box, segmentation_of
 from swin_dense.datasets.check_coco import CocoCheck, CocoSplit
 from swin_dense.datasets.check_findings import Finding
 from swin_dense.datasets.check_images import opened
 from swin_dense.datasets.check_semantic import SemanticCheck, unknown_values
+from swin_dense.datasets.check_values import read_box, segmentation_of
 from swin_dense.datasets.drawing import class_colours, side_by_side
 from swin_dense.datasets.images import read_image, read_label
 from swin_dense.errors import ImageError, SwinDenseError

@@ -36,6 +36,7 @@ KINDS: dict[str, Kind] = {
     "json-repeated-key": Kind(
         "error", "a key stands twice in one JSON object", "the last value, as other readers take"
     ),
+    "id-not-whole": Kind("error", 'an id written as 7.0 or "7"', "the whole number"),
     # Categories
     "category-invalid": Kind("error", "a category without a whole number as id", _REMOVED),
     "category-unnamed": Kind("error", "a category without a name", 'named "category <id>"'),
@@ -49,7 +50,11 @@ KINDS: dict[str, Kind] = {
     # Image entries
     "image-invalid": Kind("error", "an image entry without a whole number as id, or without a file name", _REMOVED),
     "image-repeated-id": Kind("error", "two images with one id", "the first one kept"),
-    "image-outside-folder": Kind("error", "a file name that leads out of the image folder", _IMAGE_REMOVED),
+    "image-outside-folder": Kind(
+        "error",
+        "a file name that leads out of the image folder",
+        "the file in the folder that is meant; image removed where there is none",
+    ),
     "image-size-invalid": Kind("error", "a width or height that no picture can have", "the picture's own size"),
     "image-size-missing": Kind("note", "no width or height in the file", "the picture's own size"),
     "image-size-differs": Kind(
@@ -59,6 +64,9 @@ KINDS: dict[str, Kind] = {
     "image-not-listed": Kind("note", "pictures in the folder that no annotation file names", _AS_IT_IS),
     # Picture files
     "picture-missing": Kind("error", "a picture that is not there", _IMAGE_REMOVED),
+    "picture-misnamed": Kind(
+        "error", "a picture that is there under another folder, ending or case", "the file name corrected"
+    ),
     "picture-empty": Kind("error", "a picture file of zero bytes", _IMAGE_REMOVED),
     "picture-damaged": Kind("error", "a picture that is cut short or damaged", _IMAGE_REMOVED),
     "picture-foreign": Kind("error", "a file that is no picture, or of a kind that cannot be used", _IMAGE_REMOVED),
@@ -90,10 +98,12 @@ KINDS: dict[str, Kind] = {
     "box-xyxy": Kind("error", "boxes written as x1, y1, x2, y2", _FROM_MASK),
     "box-outside": Kind("error", "a box outside its image", _FROM_MASK),
     "box-partly-outside": Kind("note", "a box that reaches over the edge; clipped on reading", "clipped"),
-    "box-degenerate": Kind("note", "a box under 1 px; not trained on", _FROM_MASK),
+    "box-normalised": Kind("error", "boxes written as shares of the image, 0 to 1, not in pixels", _FROM_MASK),
+    "box-degenerate": Kind("error", "a box under 1 px around a larger segmentation; not trained on", _FROM_MASK),
+    "box-thin": Kind("note", "an object under 1 px; not trained on", _FROM_MASK),
     "box-off-mask": Kind("error", "a box that overlaps its segmentation's box by less than half (IoU)", _FROM_MASK),
     "box-loose": Kind("note", "a box over 2 px from its segmentation's", _AS_IT_IS),
-    "segmentation-missing": Kind("error", "no polygons and no run lengths", _REMOVED),
+    "segmentation-missing": Kind("error", "no polygons and no run lengths; a box alone is not enough", _REMOVED),
     "polygon-short": Kind("error", "a polygon of less than three points", "polygon removed"),
     "polygon-invalid": Kind("error", "a coordinate that is no finite number or far outside", "polygon removed"),
     "polygon-unnested": Kind("note", "a polygon without its outer list", "in a list"),

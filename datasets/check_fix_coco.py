@@ -7,21 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from swin_dense.datasets.check_annotations import (
-    Segmentation,
-    id_for_report,
-    mask_box,
-    read_area,
-    read_box,
-    read_id,
-    segmentation_of,
-)
 from swin_dense.datasets.check_coco import CocoCheck, CocoSplit
 from swin_dense.datasets.check_copy import (
     UNUSABLE_PICTURES,
@@ -32,6 +23,15 @@ from swin_dense.datasets.check_copy import (
     write_changes,
 )
 from swin_dense.datasets.check_findings import KINDS, kinds_by_position
+from swin_dense.datasets.check_values import (
+    Segmentation,
+    id_for_report,
+    mask_box,
+    read_area,
+    read_box,
+    read_id,
+    segmentation_of,
+)
 from swin_dense.errors import DataError
 
 _UNUSABLE_IMAGES = {
@@ -48,7 +48,16 @@ _UNUSABLE_ANNOTATIONS = {
     "annotation-repeated",
     "mask-empty",
 }
-_BOX_FROM_MASK = {"box-invalid", "box-xyxy", "box-outside", "box-degenerate", "box-off-mask"}
+_BOX_FROM_MASK = {
+    "box-invalid",
+    "box-xyxy",
+    "box-normalised",
+    "box-outside",
+    "box-degenerate",
+    "box-thin",
+    "box-off-mask",
+}
+_CORRECTED_ON_READING = {"json-repeated-key": "the last value kept", "id-not-whole": "the whole number written"}
 _NUMBERED_ANEW = {"annotation-id-invalid", "annotation-id-repeated", "annotation-id-zero"}
 
 
@@ -78,13 +87,27 @@ def fix_coco(
     for split, content in zip(check.splits, contents, strict=True):
         target = out / "annotations" / split.annotation_file.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(content), encoding="utf-8")
+        with target.open("w", encoding="utf-8") as file:
+            file.writelines(_json_pieces(content))
         folder = split.image_folder
         inside = Path(os.path.relpath(folder, root)) if root is not None else Path(folder.resolve().name or "images")
         if inside.parts[0] in ("annotations", "..", "."):
             inside = Path("images")
         place_folder(folder, out / inside, [image["file_name"] for image in content["images"]], copy_pictures)
     return write_changes(out, changes)
+
+
+def _json_pieces(content: Mapping[str, Any]) -> Iterator[str]:
+    """The text of a file entry by entry: as a whole, that of a large file takes as much memory as its values."""
+    for number, (key, value) in enumerate(content.items()):
+        yield f"{', ' if number else '{'}{json.dumps(key)}: "
+        if not isinstance(value, list):
+            yield json.dumps(value)
+            continue
+        for place, entry in enumerate(value):
+            yield f"{', ' if place else '['}{json.dumps(entry)}"
+        yield "]" if value else "[]"
+    yield "}"
 
 
 class _CleanedCategories:
@@ -151,9 +174,9 @@ def _clean_coco(
 ) -> tuple[dict[str, Any], list[Change]]:
     findings = check.report.findings
     changes = [
-        Change(finding.kind, finding.file, "the last value kept")
+        Change(finding.kind, finding.file, done, finding.image_id, finding.annotation_id)
         for finding in findings
-        if finding.split == split.name and finding.kind == "json-repeated-key"
+        if finding.split == split.name and (done := _CORRECTED_ON_READING.get(finding.kind)) is not None
     ]
     images, sizes_hw = _clean_images(split, kinds_by_position(findings, split.name, "images"), changes)
     kinds_of = kinds_by_position(findings, split.name, "annotations")
@@ -184,12 +207,17 @@ def _clean_images(
     sizes_hw: dict[int, tuple[int, int]] = {}
     for position, image in enumerate(split.content["images"]):
         kinds, size_hw = kinds_of.get(position, set()), split.sizes_hw[position]
-        unusable = first_of(kinds, _UNUSABLE_IMAGES)
+        there = split.renamed.get(position)
+        unusable = first_of(kinds, _UNUSABLE_IMAGES - ({"image-outside-folder"} if there is not None else set()))
         image_id = id_for_report(image.get("id") if isinstance(image, dict) else None)
         if unusable is not None or size_hw is None:
             done = "image removed with its annotations"
             changes.append(Change(unusable or "image-size-invalid", split.file, done, image_id))
             continue
+        if there is not None:
+            image = {**image, "file_name": there}
+            wrong = "image-outside-folder" if "image-outside-folder" in kinds else "picture-misnamed"
+            changes.append(Change(wrong, split.file, f"file_name is {there!r}", image_id))
         kind = first_of(kinds, {"image-size-missing", "image-size-invalid"})
         if kind is not None:
             image = {**image, "height": size_hw[0], "width": size_hw[1]}
@@ -265,6 +293,8 @@ def _clean_numbers(
             return False
     if no_box:
         x1, y1, x2, y2 = mask_box(runs, size_hw[0]).tolist()
+        if no_box == "box-normalised" and max(x2, y2) <= 1:  # its segmentation holds shares of the image too
+            return False
         annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
         tell(no_box, f"bbox is {annotation['bbox']}, from the segmentation")
     elif "box-partly-outside" in kinds and box is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
+from dataclasses import dataclass
+
 import numpy as np
 
 MAX_CORNERS = 20_000
@@ -11,6 +14,57 @@ MAX_CORNERS = 20_000
 _LEAST_CROSSING_PX = 0.1
 _EDGES_AT_ONCE = 100_000
 _PAIRS_AT_ONCE = 2_000_000
+_NUMBERS_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True)
+class PolygonMeasures:
+    """What is known of polygons without their corners.
+
+    Attributes:
+        num_corners: (P,).
+        extents_xyxy: (P, 4) boxes around them.
+        areas: (P,) as `polygon_areas` gives them.
+        crossing: (P,) bool, as `crossing_polygons` gives them.
+    """
+
+    num_corners: np.ndarray
+    extents_xyxy: np.ndarray
+    areas: np.ndarray
+    crossing: np.ndarray
+
+
+class PolygonMeasurer:
+    """Measures polygons as they come, so that the corners of a large file are never all held twice."""
+
+    def __init__(self) -> None:
+        self._numbers = array("d")
+        self._num_corners = array("q")
+        self._measured: list[PolygonMeasures] = []
+
+    def add(self, polygon: array) -> None:
+        """Takes a polygon, x and y in turn, finite."""
+        self._numbers.extend(polygon)
+        self._num_corners.append(len(polygon) // 2)
+        if len(self._numbers) >= _NUMBERS_AT_ONCE:
+            self._measure()
+
+    def measures(self) -> PolygonMeasures:
+        """All polygons so far, in their order."""
+        self._measure()
+        return PolygonMeasures(
+            np.concatenate([some.num_corners for some in self._measured]),
+            np.concatenate([some.extents_xyxy for some in self._measured]),
+            np.concatenate([some.areas for some in self._measured]),
+            np.concatenate([some.crossing for some in self._measured]),
+        )
+
+    def _measure(self) -> None:
+        corners = np.array(self._numbers, np.float64).reshape(-1, 2)
+        counts = np.array(self._num_corners, np.int64)
+        found = (polygon_extents(corners, counts), polygon_areas(corners, counts), crossing_polygons(corners, counts))
+        self._measured.append(PolygonMeasures(counts, *found))
+        self._numbers, self._num_corners = array("d"), array("q")
 
 
 def crossing_polygons(corners: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -73,6 +127,7 @@ def _crossing_numbers(corners: np.ndarray, counts: np.ndarray) -> np.ndarray:
     order = np.lexsort((left, polygon))
     polygon, left, right = polygon[order], left[order], right[order]
     tails, heads = corners[order], ahead[order]
+    low, high = np.minimum(tails[:, 1], heads[:, 1]), np.maximum(tails[:, 1], heads[:, 1])
     # One axis for all polygons, each with a stretch of its own: an edge can only meet those that begin before its end.
     stretch = float(np.ptp(corners)) + 1 if corners.size else 1.0
     origin = left.min(initial=0)
@@ -92,8 +147,7 @@ def _crossing_numbers(corners: np.ndarray, counts: np.ndarray) -> np.ndarray:
             + np.arange(len(one))
             - np.repeat(totals[first:last] - partners[first:last] - done, partners[first:last])
         )
-        near = np.minimum(tails[one, 1], heads[one, 1]) < np.maximum(tails[other, 1], heads[other, 1])
-        near &= np.minimum(tails[other, 1], heads[other, 1]) < np.maximum(tails[one, 1], heads[one, 1])
+        near = (low[one] < high[other]) & (low[other] < high[one])
         one, other = one[near], other[near]
         crosses = _separates(tails[one], heads[one], tails[other], heads[other])
         crosses &= _separates(tails[other], heads[other], tails[one], heads[one])

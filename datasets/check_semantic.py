@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from swin_dense.conventions import IGNORED_LABEL
-from swin_dense.datasets.check_findings import Finding, Report, listed, shown
+from swin_dense.datasets.check_findings import Finding, Report, listed, printable, shown
 from swin_dense.datasets.check_images import (
     OPEN_ERRORS,
     PictureFacts,
@@ -25,7 +25,7 @@ from swin_dense.datasets.check_images import (
     repeated_pictures,
     size_range,
 )
-from swin_dense.datasets.folders import describe_folder, files_ending_in
+from swin_dense.datasets.folders import describe_folder, files_ending_in, find_semantic_split
 from swin_dense.datasets.images import IMAGE_SUFFIXES, read_label
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import DataError, ImageError
@@ -89,8 +89,6 @@ def find_semantic_folders(root: str | Path) -> list[tuple[str, Path, Path]]:
     Raises:
         DataError: It has neither; says what was looked for.
     """
-    from swin_dense.datasets.semantic import find_semantic_split
-
     found: list[tuple[str, Path, Path]] = []
     errors = []
     for split in ("train", "val"):
@@ -140,6 +138,8 @@ def check_semantic(
             _check_pair(split, picture, label, label_map, report)
         report.statistics[split.name] = _statistics(split, label_map, report)
     _check_repeated_pictures(splits, report)
+    if any(finding.kind == "label-colours" for finding in report.findings):
+        report.remarks.append("colours become numbers with: swin-dense convert LABELS --from palette; see its --help.")
     if label_map is None:
         values = Counter[int]()
         for split in splits:
@@ -211,7 +211,7 @@ def _read_pair(paths: tuple[str, str], decode: bool) -> tuple[PictureFacts, Labe
 def _matched_files(split: SemanticSplit, report: Report) -> dict[str, tuple[str, str]]:
     images = _files_by_stem(split, split.image_folder, IMAGE_SUFFIXES, report)
     labels = _files_by_stem(split, split.label_folder, _LABEL_SUFFIXES, report)
-    lossy = {path.stem: path for path in split.label_folder.iterdir() if path.suffix.lower() in _LOSSY_SUFFIXES}
+    lossy = {path.stem: path for path in files_ending_in(split.label_folder, _LOSSY_SUFFIXES)}
     for found, others, folder, what in (
         (images, labels, split.label_folder, "label picture"),
         (labels, images, split.image_folder, "image"),
@@ -223,9 +223,16 @@ def _matched_files(split: SemanticSplit, report: Report) -> dict[str, tuple[str,
                     Finding("label-lossy", split.name, str(lossy[stem]), text, other=str(found[stem]))
                 )
             else:
-                text = f"there is no {what} named {shown(stem)} in {folder}"
+                near = _nearest(stem, others)
+                example = "" if near is None else f"; there is for example {printable(others[near].name)}"
+                text = f"there is no {what} named {shown(stem)} in {folder}{example}"
                 report.findings.append(Finding("partner-missing", split.name, str(found[stem]), text))
     return {stem: (str(images[stem]), str(labels[stem])) for stem in sorted(images.keys() & labels.keys())}
+
+
+def _nearest(stem: str, others: Collection[str]) -> str | None:
+    """The name that begins like this one, as "a_mask" does like "a"; else any."""
+    return next((name for name in others if name.startswith(stem) or stem.startswith(name)), next(iter(others), None))
 
 
 def _files_by_stem(split: SemanticSplit, folder: Path, suffixes: tuple[str, ...], report: Report) -> dict[str, Path]:
@@ -239,7 +246,10 @@ def _files_by_stem(split: SemanticSplit, folder: Path, suffixes: tuple[str, ...]
         else:
             files[path.stem] = path
     if not files and not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir()):
-        raise DataError(f"{folder}: wanted pictures ({', '.join(suffixes)}), got: {describe_folder(folder)}.")
+        raise DataError(
+            f"{folder}: wanted pictures ({', '.join(suffixes)}) directly in it, subfolders are not searched; "
+            f"got: {describe_folder(folder)}."
+        )
     return files
 
 

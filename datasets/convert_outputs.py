@@ -25,10 +25,10 @@ import numpy as np
 from PIL import Image
 
 from swin_dense.conventions import IGNORED_LABEL
+from swin_dense.datasets.class_names import read_class_names
 from swin_dense.datasets.convert_labels import ConvertedLabel
 from swin_dense.datasets.convert_objects import ConvertedImage, coco_content
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.semantic import read_class_names
 from swin_dense.errors import ConfigError, DataError
 
 RECORD = "convert.json"

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -31,6 +33,14 @@ def damage(root):
     path.write_text(json.dumps(content))
 
 
+def write_ids_as_text(root):
+    path = train_file(root)
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    path.write_text(json.dumps(content))
+
+
 def test_clean_data_is_0(shapes, capsys):
     assert main(["check", str(shapes)]) == 0
     assert f"{shapes}: 0 errors" in capsys.readouterr().out
@@ -52,16 +62,34 @@ def test_faults_are_1_and_cleaned_data_is_0_again(shapes, tmp_path, capsys):
     assert main(["check", str(out)]) == 0
 
 
+def damage_labels(root):
+    """One label picture gets a value that no class has, another is cut short."""
+    cut, changed = sorted((root / "annotations").glob("train*/*.png"))[:2]
+    cut.write_bytes(cut.read_bytes()[:200])
+    values = np.array(Image.open(changed))
+    values[:3] = 77
+    Image.fromarray(values).save(changed)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["instance", "semantic"])
-def test_cleaned_data_trains(task, shapes, tmp_path, tiny_words, one_thread):
-    out = tmp_path / "cleaned"
-    classes = ["--classes", str(shapes / "classes.txt"), "--first-value", "1", "--ignored-values", "0"]
-    if task == "instance":
-        damage(shapes)
-        classes = []
-    assert main(["check", str(shapes), *classes, "--fix", str(out)]) == (task == "instance")
-    words = tiny_words(task, f"data={out}", "schedule.steps=1", "run.evaluate_every_steps=1")
+@pytest.mark.parametrize(
+    ("task", "plant", "planted"),
+    [
+        ("instance", damage, {"box-outside"}),
+        ("instance", write_ids_as_text, {"id-not-whole"}),
+        ("semantic", damage_labels, {"label-values", "picture-damaged"}),
+    ],
+)
+def test_cleaned_data_trains(task, plant, planted, shapes, tmp_path, tiny_words, one_thread):
+    plant(shapes)
+    out, report = tmp_path / "cleaned", tmp_path / "report.json"
+    how = ["--classes", str(shapes / "classes.txt"), "--first-value", "1", "--ignored-values", "0"]
+    words = [] if task == "instance" else how
+    assert main(["check", str(shapes), *words, "--fix", str(out), "--json", str(report)]) == 1
+    kinds = json.loads(report.read_text())["kinds"]
+    assert {kind for kind, told in kinds.items() if told["severity"] == "error"} == planted
+    assert main(["check", str(out), *words]) == 0
+    words = tiny_words(task, f"data={out}", "schedule.steps=2", "run.evaluate_every_steps=2")
     assert main(["train", *words, "--out", str(tmp_path / "run"), "--device", "cpu"]) == 0
 
 
@@ -113,10 +141,12 @@ def test_output_fits_80_columns(shapes, capsys, narrow):
         (["a.json", "--images", ".", "--classes", "3"], 2, "--labels and --classes go with folders"),
         ([".", "--copy"], 2, "--copy goes with --fix"),
         ([".", "--fix", "."], 2, ". is not empty: choose another folder"),
+        (["empty", "--labels", "./empty"], 2, "that is the folder of the images; labels need one of their own"),
         (["a.json", "--images", "none"], 3, "none: wanted the folder of the images of a.json"),
         (["a.json", "--images", "."], 3, "a.json: the file is empty"),
         (["."], 3, "split 'train' not found"),
         (["."], 3, "Nor is there an annotation file, annotations/instances_<split>.json."),
+        (["."], 3, "Other folders are named so: check a.json --images DIR, or check IMAGES --labels LABELS."),
         (["empty", "--classes", "300"], 2, "label pictures can hold 255 classes"),
         (["empty", "--classes", "none.txt"], 3, "none.txt: the list of class names cannot be read"),
     ],
@@ -156,3 +186,15 @@ def test_larger_pictures_are_read_on_demand(semantic_tree, capsys):
     assert main([*words, "--max-pixels", "2000"]) == 1
     assert "picture-too-large" in capsys.readouterr().out
     assert main([*words, "--max-pixels", "3000"]) == 0
+
+
+def test_check_needs_no_torch(shapes_root, semantic_tree, tmp_path):
+    semantic = [str(semantic_tree.root), "--classes", "5", "--html", str(tmp_path / "b.html")]
+    coco = [str(shapes_root), "--html", str(tmp_path / "a.html")]
+    script = (
+        "import sys; from swin_dense.tools.main import main\n"
+        f"assert main(['check', *{coco}]) == main(['check', *{semantic}]) == 0\n"
+        "sys.exit(' '.join({'torch', 'torchvision'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -162,6 +162,25 @@ def as_xyxy(tree):
         annotation["bbox"] = [x, y, x + w, y + h]
 
 
+def as_shares(tree):
+    size_of = {image["id"]: (image["width"], image["height"]) for image in tree.train["images"]}
+    for annotation in tree.train["annotations"]:
+        sides = size_of[annotation["image_id"]] * 2
+        annotation["bbox"] = [value / side for value, side in zip(annotation["bbox"], sides, strict=True)]
+
+
+def as_shares_throughout(tree):
+    as_shares(tree)
+    for annotation in tree.train["annotations"][:2]:
+        polygon = annotation["segmentation"][0]
+        annotation["segmentation"] = [[value / side for value, side in zip(polygon, (67, 41) * 4, strict=True)]]
+
+
+def into_subfolder(tree):
+    (tree.root / "train" / "deeper").mkdir()
+    (tree.root / "train" / "0.png").rename(tree.root / "train" / "deeper" / "0.png")
+
+
 def copy_within(tree):
     shutil.copy(tree.root / "train" / "0.png", tree.root / "train" / "copy.png")
     tree.train["images"].append({**tree.train["images"][0], "id": 77, "file_name": "copy.png"})
@@ -224,7 +243,8 @@ FAULTS = {
         "id 1: 'cup' / 'dog', id 7: 'dog' / 'cup'",
     ),
     "image of text": (lambda t: t.train["images"].append("0.png"), "image-invalid", "got '0.png'"),
-    "image id of text": (set_image(id="5"), "image-invalid", "id must be a whole number, got '5'"),
+    "image id of text": (set_image(id="5"), "id-not-whole", "id must be a whole number, got '5'; taken as 5"),
+    "image id of letters": (set_image(id="a"), "image-invalid", "id must be a whole number, got 'a'"),
     "image without name": (drop("images", "file_name"), "image-invalid", "file_name is None"),
     "image id twice": (repeat("images", file_name="1.png"), "image-repeated-id", "that of '0.png' already"),
     "path upwards": (set_image(file_name="../val/0.png"), "image-outside-folder", "'../val/0.png'"),
@@ -250,6 +270,22 @@ FAULTS = {
         "not used: new.png",
     ),
     "picture missing": (file_of(Path.unlink), "picture-missing", "there is no such file"),
+    "picture of another ending": (
+        file_of(lambda path: path.rename(path.with_suffix(".PNG"))),
+        "picture-misnamed",
+        r"file_name is '0.png'; taken as '0.PNG', which is there",
+    ),
+    "picture in a subfolder": (into_subfolder, "picture-misnamed", "taken as 'deeper/0.png'"),
+    "folder of Windows in the name": (
+        lambda t: (into_subfolder(t), set_image(file_name="deeper\\0.png")(t)),
+        "picture-misnamed",
+        "taken as 'deeper/0.png'",
+    ),
+    "path of another machine": (
+        set_image(file_name="/home/me/train/0.png"),
+        "image-outside-folder",
+        "'/home/me/train/0.png'; taken as '0.png'",
+    ),
     "picture of no bytes": (file_of(lambda path: path.write_bytes(b"")), "picture-empty", r"empty \(0 bytes\)"),
     "picture cut short": (file_of(cut_short), "picture-damaged", "damaged or cut short"),
     "web page": (file_of(lambda path: path.write_text("<html>")), "picture-foreign", "web page"),
@@ -267,7 +303,8 @@ FAULTS = {
     "annotation id twice": (set_first(id=2), "annotation-id-repeated", "id 2 stands for another"),
     "annotation id zero": (set_first(id=0), "annotation-id-zero", "id is 0"),
     "unknown image": (set_first(image_id=404), "annotation-image-unknown", "image_id 404 is not"),
-    "image id as float": (set_first(image_id=5.0), "annotation-image-unknown", r"image_id 5\.0 is not"),
+    "image id as float": (set_first(image_id=5.0), "id-not-whole", r"image_id must be .* got 5\.0; taken as 5"),
+    "category id as text": (set_first(category_id="7"), "id-not-whole", "category_id must be .* got '7'; taken as 7"),
     "unknown category": (set_first(category_id=3), "annotation-category-unknown", r"3 is not among .*\[7, 1, 5\]"),
     "object twice": (repeat("annotations", id=50), "annotation-repeated", r"those of annotations\[0\]"),
     "crowd of 2": (set_first(iscrowd=2), "crowd-invalid", "got 2"),
@@ -297,7 +334,14 @@ FAULTS = {
         r"bbox \[-2.5, 4, 11, 13\]",
     ),
     "box beyond precision": (set_first(bbox=[2**63, 4, 11, 13]), "box-outside", "9.22337e"),
+    "boxes as shares": (as_shares, "box-normalised", r"bbox \[0.0447761, 0.097561, 0.164179, 0.317073\]"),
+    "boxes and polygons as shares": (as_shares_throughout, "box-normalised", "bbox .0.0447761, 0.097561"),
     "box of no width": (set_first(bbox=[3, 4, 0, 13]), "box-degenerate", r"\[3, 4, 0, 13\]"),
+    "object of no width": (
+        set_first(bbox=[3, 4, 0.5, 13], area=6.5, segmentation=[[3, 4, 3.5, 4, 3.5, 17, 3, 17]]),
+        "box-thin",
+        r"\[3, 4, 0.5, 13\]",
+    ),
     "box elsewhere": (set_first(bbox=[20, 20, 11, 13]), "box-off-mask", r"segmentation's is \[3, 4, 11, 13\]"),
     "box loose": (set_first(bbox=[0, 4, 14, 13]), "box-loose", r"bbox \[0, 4, 14, 13\]"),
     "segmentation null": (set_first(segmentation=None), "segmentation-missing", "is None"),
@@ -345,7 +389,11 @@ FAULTS = {
         "no pixel",
     ),
 }
-CONSEQUENCES = {"image-invalid": ["annotation-image-unknown"], "box-invalid": ["segmentation-missing"]}
+CONSEQUENCES = {
+    "image-invalid": ["annotation-image-unknown"],
+    "box-invalid": ["segmentation-missing"],
+    "box-normalised": ["mask-empty"],
+}
 
 
 def fingerprints(root):
@@ -550,3 +598,19 @@ def check_mutation(data, shared_tree, out):
 
 def _has(container, key):
     return key in container if isinstance(container, dict) else isinstance(key, int) and key < len(container)
+
+
+def test_hidden_files_are_no_pictures(tree):
+    (tree.root / "train" / "._0.png").write_bytes(b"\0\5\26\7")
+    (tree.root / "train" / "Thumbs.db").write_bytes(b"x")
+    assert tree.check().report.findings == []
+
+
+def test_boxes_of_a_cleaned_copy_pass_where_polygons_have_spikes(tree, tmp_path):
+    spike = [30.0, 20.0, 34.0, 20.0, 34.0, 24.0, 32.1, 24.0, 32.0, 1.0, 31.9, 24.0, 30.0, 24.0]
+    tree.first.update(segmentation=[spike], bbox=[3, 4, 11, 13], area=16)
+    tree.write()
+    check = tree.check()
+    assert check.report.first("box-off-mask").reason.endswith("its segmentation's is [30, 20, 4, 4]")
+    fix_coco(check, tmp_path / "out", tree.root)
+    assert check_coco(find_coco_files(tmp_path / "out")).report.num_errors == 0

@@ -6,8 +6,8 @@ from PIL import Image
 
 from swin_dense.datasets.check_fix_semantic import fix_semantic
 from swin_dense.datasets.check_semantic import check_semantic, find_semantic_folders
+from swin_dense.datasets.class_names import read_class_names
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.semantic import read_class_names
 from swin_dense.errors import ConfigError, DataError
 
 LABELS = LabelMap(tuple("abcde"), tuple(range(5)))

@@ -1,3 +1,5 @@
+from array import array
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 
 from swin_dense.datasets import check_geometry
 from swin_dense.datasets.check_geometry import (
+    PolygonMeasurer,
     crossing_polygons,
     paired_iou,
     polygon_areas,
@@ -96,3 +99,22 @@ def test_iou_is_that_of_drawn_boxes():
         assert iou == pytest.approx(drawn.all(axis=0).sum() / max(1, drawn.any(axis=0).sum()))
     empty = np.zeros((1, 4))
     assert paired_iou(empty, empty).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("numbers_at_once", [1, 13, 16, 10**6])
+def test_polygons_measured_as_they_come_are_those_measured_together(numbers_at_once, monkeypatch):
+    monkeypatch.setattr(check_geometry, "_NUMBERS_AT_ONCE", numbers_at_once)
+    polygons = [SQUARE, BOWTIE, STAR, KEYHOLE, SPIKE, REPEATED, SHALLOW, [(1, 1)] * 3]
+    measurer = PolygonMeasurer()
+    for polygon in polygons:
+        measurer.add(array("d", np.ravel(polygon)))
+    measures, (corners, counts) = measurer.measures(), flat(polygons)
+    assert (measures.num_corners == counts).all()
+    assert (measures.extents_xyxy == polygon_extents(corners, counts)).all()
+    assert (measures.areas == polygon_areas(corners, counts)).all()
+    assert (measures.crossing == crossing_polygons(corners, counts)).all()
+
+
+def test_no_polygon_has_no_measures():
+    measures = PolygonMeasurer().measures()
+    assert measures.extents_xyxy.shape == (0, 4) and len(measures.areas) == len(measures.crossing) == 0

@@ -31,6 +31,7 @@ def report():
     findings = [Finding("box-outside", "train", "a.json", name, number % 3, number) for number in range(20)]
     findings.append(Finding("category-unused", "train", "a.json", "never used", count=5))
     statistics = {"train": {"images": 7, "classes": {name: 3, "dog": 0}, "sizes": {"small": 1, "large": 0}}}
+    statistics["train"]["crowd"] = {"share_of_annotations": 0.125}
     return Report(findings, statistics, ["a remark"])
 
 
@@ -42,7 +43,7 @@ def test_page_is_whole_escaped_and_needs_no_other_file(tmp_path):
     parser.feed(text)
     assert parser.open == []
     assert "<script" not in text and "http" not in text and "the &lt;data&gt;" in text
-    assert "20 errors, 5 notes" in text and "a remark" in text
+    assert "20 errors, 5 notes" in text and "a remark" in text and "crowd: 12.5% of the annotations" in text
     sources = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
     assert len(sources) == 7
     assert Image.open(io.BytesIO(base64.b64decode(sources[0]))).size == (17, 13)

@@ -8,8 +8,9 @@ from PIL import Image
 from swin_dense.datasets.check_findings import KINDS
 from swin_dense.datasets.check_fix_semantic import fix_semantic
 from swin_dense.datasets.check_semantic import check_semantic, count_values, find_semantic_folders, whole_label_values
+from swin_dense.datasets.folders import find_semantic_split
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.semantic import SemanticDataset, find_semantic_split
+from swin_dense.datasets.semantic import SemanticDataset
 from swin_dense.errors import DataError
 
 SIZES_HW = {"train": ((41, 67), (59, 37), (47, 53)), "val": ((31, 61), (37, 43))}
@@ -91,6 +92,11 @@ def without_class(tree):
 FAULTS = {
     "image without label picture": (lambda t: t.label().unlink(), "partner-missing", "no label picture named '0' in"),
     "label picture without image": (lambda t: t.image().unlink(), "partner-missing", "no image named '0' in"),
+    "label picture of another name": (
+        lambda t: t.label().rename(t.label().with_stem("0_mask")),
+        "partner-missing",
+        "no label picture named '0' in .*; there is for example 0_mask.png",
+    ),
     "name twice": (
         lambda t: shutil.copy(t.image(), t.image().with_suffix(".bmp")),
         "name-repeated",

@@ -17,8 +17,9 @@ from swin_dense.datasets.convert_outputs import (
     write_labels,
     write_record,
 )
+from swin_dense.datasets.folders import find_semantic_split
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.datasets.semantic import SemanticDataset, find_semantic_split
+from swin_dense.datasets.semantic import SemanticDataset
 from swin_dense.errors import ConfigError, DataError
 
 LABELS = LabelMap(("cat", "dog"), (0, 1))

@@ -15,11 +15,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swin_dense.tools.label_arguments import add_label_arguments, label_map_of
+
 if TYPE_CHECKING:
     from swin_dense.datasets.check_coco import CocoCheck
     from swin_dense.datasets.check_findings import Finding, Report
     from swin_dense.datasets.check_semantic import SemanticCheck
-    from swin_dense.datasets.labels import LabelMap
 
 _SHOWN = 4
 _PLACE_LENGTH = 90
@@ -39,15 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path, metavar="DIR", help="folder of label pictures; DATA is that of the images"
     )
-    parser.add_argument(
-        "--classes",
-        metavar="CLASSES",
-        help="look at label pictures: ade20k, a file of names, or how many; default: list the values",
-    )
-    parser.add_argument("--first-value", type=int, default=0, metavar="N", help="value of the first class; default: 0")
-    parser.add_argument(
-        "--ignored-values", type=int, nargs="+", default=[], metavar="N", help='values for "no label" beside 255'
-    )
+    add_label_arguments(parser)
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a cleaned copy; the data itself stays as it is")
     parser.add_argument("--copy", action="store_true", help="with --fix: copy pictures instead of linking to them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every finding")
@@ -124,6 +117,10 @@ def _require_fitting(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{arguments.data}: name the folder of its images with --images DIR.")
     if not arguments.data.is_dir() and (arguments.labels is not None or arguments.classes is not None):
         raise ConfigError("--labels and --classes go with folders of label pictures, not with an annotation file.")
+    if arguments.labels is not None and arguments.labels.resolve() == arguments.data.resolve():
+        raise ConfigError(
+            f"--labels {arguments.labels}: that is the folder of the images; labels need one of their own."
+        )
     if arguments.copy and arguments.fix is None:
         raise ConfigError("--copy goes with --fix OUT.")
     if arguments.fix is not None:
@@ -145,7 +142,7 @@ def _check(arguments: argparse.Namespace, bars: _Bars) -> CocoCheck | SemanticCh
         files = find_coco_files(arguments.data)
         if files:
             return check_coco(files, **how)
-    label_map = _label_map(arguments)
+    label_map = label_map_of(arguments)
     if arguments.labels is not None:
         return check_semantic([("all", arguments.data, arguments.labels)], label_map, **how)
     try:
@@ -153,28 +150,18 @@ def _check(arguments: argparse.Namespace, bars: _Bars) -> CocoCheck | SemanticCh
     except DataError as error:
         if arguments.classes is not None:
             raise
-        raise DataError(f"{error} Nor is there an annotation file, annotations/instances_<split>.json.") from None
+        ways = _other_ways(arguments.data)
+        raise DataError(
+            f"{error} Nor is there an annotation file, annotations/instances_<split>.json. {ways}"
+        ) from None
     return check_semantic(folders, label_map, **how)
 
 
-def _label_map(arguments: argparse.Namespace) -> LabelMap | None:
-    from swin_dense.datasets.ade20k import ADE20K_LABELS
-    from swin_dense.datasets.labels import LabelMap
-
-    if arguments.classes is None:
-        return None
-    if arguments.classes == "ade20k":
-        return ADE20K_LABELS
-    if arguments.classes.isdecimal():
-        names = tuple(f"class {number}" for number in range(int(arguments.classes)))
-    else:
-        from swin_dense.datasets.semantic import read_class_names
-
-        names = read_class_names(arguments.classes)
-    values = tuple(range(arguments.first_value, arguments.first_value + len(names)))
-    label_map = LabelMap(names, values, tuple(arguments.ignored_values))
-    label_map.value_table()  # refuses values that no label picture can hold
-    return label_map
+def _other_ways(root: Path) -> str:
+    """How to name data that lies in other folders, with an annotation file of another name where there is one."""
+    files = [path for folder in (root / "annotations", root) for path in sorted(folder.glob("*.json"))]
+    file = files[0] if files else "FILE.json"
+    return f"Other folders are named so: check {file} --images DIR, or check IMAGES --labels LABELS."
 
 
 def _write_cleaned(arguments: argparse.Namespace, check: CocoCheck | SemanticCheck) -> None:
@@ -251,9 +238,12 @@ def _statistics_lines(name: str, statistics: Mapping[str, Any]) -> list[str]:
     histogram = statistics.get("classes") or statistics.get("values") or {}
     if histogram:
         ordered = sorted(histogram.items(), key=lambda item: -item[1])
-        what = "classes" if "classes" in statistics else "values"
-        lines.append(f"  {len(ordered)} {what}, most: {_shares(dict(ordered[:_SHOWN]), sum(histogram.values()))}")
-        rarest = [f"{key} {count:,}" for key, count in ordered[_SHOWN:] if count][-_SHOWN:]
+        what = ("class", "classes") if "classes" in statistics else ("value", "values")
+        unit = "" if "annotations" in statistics else " px"
+        total = sum(histogram.values())
+        most = _shares(dict(ordered[:_SHOWN]), total, unit)
+        lines.append(f"  {len(ordered)} {what[len(ordered) != 1]}, most: {most}")
+        rarest = [f"{key}: {count:,}{unit}" for key, count in ordered[_SHOWN:] if count][-_SHOWN:]
         if rarest:
             lines.append(f"  least: {', '.join(rarest)}")
     return lines
@@ -263,9 +253,9 @@ def _range(low: int, high: int) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _shares(counts: Mapping[str, int], total: int | None = None) -> str:
+def _shares(counts: Mapping[str, int], total: int | None = None, unit: str = "") -> str:
     total = max(1, sum(counts.values()) if total is None else total)
-    return ", ".join(f"{name} {count:,} ({count / total:.0%})" for name, count in counts.items())
+    return ", ".join(f"{name}: {count:,}{unit} ({count / total:.0%})" for name, count in counts.items())
 
 
 if __name__ == "__main__":

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from swin_dense.datasets.check_findings import KINDS, Finding, Report, printable
+from swin_dense.tools.html_page import figure, figures, heading, paragraph, write_html
 
 _PER_KIND = 6
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1320px; padding: 0 1em; color: #232328; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin: 2em 0 0.2em; } p { margin: 0.3em 0; }
-table { border-collapse: collapse; } td, th { padding: 0.2em 0.8em 0.2em 0; text-align: left; vertical-align: top; }
-td.count { text-align: right; } .error { color: #b3141e; font-weight: 600; } .note { color: #6a6a72; }
-.examples { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
-figure { margin: 0.6em 0; max-width: 880px; } 
-figcaption { font-size: 0.85em; max-width: 420px; overflow-wrap: anywhere; }
-.bar { background: #cdd2da; height: 0.8em; }
-"""
 
 
 def write_page(path: Path, title: str, report: Report, draw: Callable[[Finding], np.ndarray | None]) -> None:
@@ -38,19 +26,13 @@ def write_page(path: Path, title: str, report: Report, draw: Callable[[Finding],
     """
     counts = report.counts()
     parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title><style>{_STYLE}</style></head>',
-        "<body>",
-        f"<h1>{_text(title)}</h1>",
-        f"<p>{report.num_errors:,} errors, {report.num_notes:,} notes</p>",
-        *(f"<p>{_text(remark)}</p>" for remark in report.remarks),
+        paragraph(f"{report.num_errors:,} errors, {report.num_notes:,} notes"),
+        *(paragraph(printable(remark)) for remark in report.remarks),
         _overview(counts),
         *(_section(kind, count, report, draw) for kind, count in counts.items()),
         *(_statistics(name, statistics) for name, statistics in report.statistics.items()),
-        "</body></html>",
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_html(path, printable(title), parts)
 
 
 def examples(report: Report, kind: str) -> list[Finding]:
@@ -66,52 +48,46 @@ def examples(report: Report, kind: str) -> list[Finding]:
 def _overview(counts: Mapping[str, int]) -> str:
     rows = [
         f'<tr><td class="{KINDS[kind].severity}">{KINDS[kind].severity}</td><td><a href="#{kind}">{kind}</a></td>'
-        f'<td class="count">{count:,}</td><td>{_text(KINDS[kind].meaning)}</td></tr>'
+        f'<td class="number">{count:,}</td><td>{_text(KINDS[kind].meaning)}</td></tr>'
         for kind, count in counts.items()
     ]
-    return f"<table>{''.join(rows)}</table>" if rows else "<p>Nothing was found.</p>"
+    return f"<table>{''.join(rows)}</table>" if rows else paragraph("Nothing was found.")
 
 
 def _section(kind: str, count: int, report: Report, draw: Callable[[Finding], np.ndarray | None]) -> str:
-    severity = KINDS[kind].severity
-    figures = [_figure(finding, draw(finding)) for finding in examples(report, kind)]
-    more = f" The first {len(figures)} are shown." if count > len(figures) and len(figures) == _PER_KIND else ""
+    about = KINDS[kind]
+    shown = examples(report, kind)
+    more = f" The first {len(shown)} are shown." if count > len(shown) == _PER_KIND else ""
     return (
-        f'<h2 id="{kind}">{kind}: {count:,} <span class="{severity}">{severity}</span></h2>'
-        f"<p>{_text(KINDS[kind].meaning)}.{more} <i>In a cleaned copy: {_text(KINDS[kind].cleaned)}.</i></p>"
-        f'<div class="examples">{"".join(figures)}</div>'
+        heading(f"{kind}: {count:,} ({about.severity})", kind)
+        + paragraph(printable(f"{about.meaning}.{more} In a cleaned copy: {about.cleaned}."))
+        + figures([figure(draw(finding), _caption(finding)) for finding in shown])
     )
 
 
-def _figure(finding: Finding, picture: np.ndarray | None) -> str:
+def _caption(finding: Finding) -> str:
     ids = [("image", finding.image_id), ("annotation", finding.annotation_id)]
     where = [f"{name} id {value}" for name, value in ids if value is not None]
-    caption = f"<b>{_text(Path(finding.file).name)}</b> {_text(', '.join(where))}<br>{_text(finding.reason)}"
-    shown = "" if picture is None else f'<img alt="" src="{_embedded(picture)}"><br>'
-    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
-
-
-def _embedded(picture: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"<b>{_text(Path(finding.file).name)}</b> {_text(', '.join(where))}<br>{_text(finding.reason)}"
 
 
 def _statistics(name: str, statistics: Mapping[str, Any]) -> str:
     histograms = [
         _histogram(title, statistics[title]) for title in ("sizes", "classes", "values") if statistics.get(title)
     ]
-    return f"<h2>{_text(name)}: {statistics['images']:,} images</h2>{''.join(histograms)}"
+    crowd = statistics.get("crowd")
+    share = "" if crowd is None else paragraph(f"crowd: {crowd['share_of_annotations']:.1%} of the annotations")
+    return heading(printable(f"{name}: {statistics['images']:,} images")) + share + "".join(histograms)
 
 
 def _histogram(title: str, counts: Mapping[str, int]) -> str:
     largest = max(1, *counts.values())
-    rows: Sequence[str] = [
-        f'<tr><td>{_text(name)}</td><td class="count">{count:,}</td>'
+    rows = [
+        f'<tr><td>{_text(name)}</td><td class="number">{count:,}</td>'
         f'<td><div class="bar" style="width: {300 * count / largest:.0f}px"></div></td></tr>'
         for name, count in counts.items()
     ]
-    return f"<p>{title}</p><table>{''.join(rows)}</table>"
+    return f"{paragraph(title)}<table>{''.join(rows)}</table>"
 
 
 def _text(value: str) -> str:

@@ -267,8 +267,8 @@ _FORMATS = {
 
 def _class_names(words: list[str]) -> tuple[str, ...]:
     """The names on the command line, or those in the file that it names."""
+    from swin_dense.datasets.class_names import read_class_names
     from swin_dense.datasets.convert_yolo import read_data_yaml
-    from swin_dense.datasets.semantic import read_class_names
 
     path = Path(words[0])
     if len(words) > 1:
