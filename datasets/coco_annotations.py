@@ -159,7 +159,7 @@ class AnnotationReader:
         if ignore and not segmentation:
             polygons, runs = [_corners(box, (height, width))], None
         else:
-            polygons, runs = _parse_segmentation(segmentation, (height, width))
+            polygons, runs = parse_segmentation(segmentation, (height, width))
         area = self._parse_area(annotation.get("area"))
         columns.append((annotation["id"], image_row, label), crowd or ignore, box, area, polygons, runs)
 
@@ -329,7 +329,19 @@ def _corners(box_xywh: array, size_hw: tuple[int, int]) -> array:
     return array("d", [left, top, right, top, right, bottom, left, bottom])
 
 
-def _parse_segmentation(value: object, size_hw: tuple[int, int]) -> tuple[list[array], np.ndarray | None]:
+def parse_segmentation(value: object, size_hw: tuple[int, int]) -> tuple[list[array], np.ndarray | None]:
+    """Reads and checks the segmentation of an annotation.
+
+    Args:
+        value: whatever the JSON holds.
+        size_hw: (height, width) of the image.
+
+    Returns:
+        its polygons, x and y in turn, and None; or no polygons, and its run lengths.
+
+    Raises:
+        AnnotationError: it is neither, or its numbers do not fit the image; the message has no file or id.
+    """
     if isinstance(value, dict):
         return [], parse_run_lengths(value, size_hw)
     if not isinstance(value, list) or not value:

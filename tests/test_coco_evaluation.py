@@ -1,5 +1,6 @@
 import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from swin_dense.datasets.coco_evaluation import METRIC_NAMES, CocoEvaluator
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.datasets.segmentations import parse_run_lengths
 from swin_dense.datasets.shapes import CATEGORY_IDS, SHAPE_NAMES, write_shapes
-from swin_dense.errors import DataError
+from swin_dense.errors import ConfigError, DataError
 
 LABELS = LabelMap(names=SHAPE_NAMES, raw_ids=CATEGORY_IDS)
 NO_BOXES, NO_SCORES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
@@ -120,7 +121,9 @@ def test_perfect_detections_score_one(truth, perfect):
     for kind in ("box", "mask"):
         assert all(scores[kind][name] == 1.0 for name in ("AP", "AP50", "AP75", "APs", "APm", "AR100"))
         assert scores[kind]["APl"] is None and scores[kind]["ARl"] is None
-    assert all(each == {"box_AP": 1.0, "mask_AP": 1.0} for each in scores["per_class"].values())
+    for each in scores["per_class"].values():
+        assert {each[f"{kind}_{name}"] for kind in ("box", "mask") for name in ("AP", "AP50", "AP75", "AR100")} == {1.0}
+        assert each["box_APl"] is None
 
 
 def test_every_id_may_start_at_zero(truth, perfect):
@@ -157,20 +160,86 @@ def test_missing_area_box_and_crowd_flag_are_filled_in(truth):
     assert evaluator_of(bare, found).compute()["mask"] == expected
 
 
-def test_order_of_images_does_not_matter(truth):
-    found = noisy(truth, 5)
-    backwards = dict(reversed(found.items()))
-    assert evaluator_of(truth, found).compute() == evaluator_of(truth, backwards).compute()
-
-
-def test_merged_evaluators_equal_one(truth):
-    found = noisy(truth, 6)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_evaluators_of_any_shards_in_any_order_merge_to_one(truth, seed):
+    found, random = noisy(truth, 6), np.random.default_rng(seed)
     whole = evaluator_of(truth, found)
-    even = evaluator_of(truth, {key: value for key, value in found.items() if key % 2 == 0})
-    even.merge(evaluator_of(truth, {key: value for key, value in found.items() if key % 2}))
-    assert even.results() == whole.results() and even.compute() == whole.compute()
+    shards = random.integers(0, 4, len(found))
+    parts = []
+    for shard in random.permutation(5).tolist():
+        own = [image_id for image_id, number in zip(found, shards, strict=True) if number == shard]
+        part = evaluator_of(truth, {image_id: found[image_id] for image_id in random.permutation(own).tolist()})
+        parts.append(pickle.loads(pickle.dumps(part)))
+    for part in parts[1:]:
+        parts[0].merge(part)
+    assert parts[0].num_detections == whole.num_detections
+    assert parts[0].results() == whole.results() and parts[0].compute() == whole.compute()
+    for kind in ("box", "mask"):
+        assert np.array_equal(parts[0].accumulated(kind).scores, whole.accumulated(kind).scores)
     with pytest.raises(DataError, match=r"Both evaluators hold detections of 1, 2, 3.* and 50 more"):
-        even.merge(whole)
+        parts[0].merge(whole)
+
+
+def test_nothing_of_a_mask_is_kept(truth, perfect):
+    """60 bytes a detection, whatever its mask, and nothing of the ground truth that was scored."""
+    evaluator = CocoEvaluator(truth, LABELS, keep_results=False)
+    for image_id, detections in perfect.items():
+        evaluator.add(image_id, *detections)
+    empty = CocoEvaluator(truth, LABELS, keep_results=False)
+    for image_id in perfect:
+        empty.add(image_id, NO_BOXES, NO_SCORES, NO_LABELS, [])
+    added = len(pickle.dumps(evaluator)) - len(pickle.dumps(empty))
+    assert 0 < added < 60 * evaluator.num_detections
+    masks = sum(len(rle["counts"]) for _, _, _, rles in perfect.values() for rle in rles)
+    assert masks > 60 * evaluator.num_detections
+    assert evaluator.compute() == evaluator_of(truth, perfect).compute()
+    for refused in (evaluator.results, lambda: evaluator.write_results(None)):
+        with pytest.raises(ConfigError, match="keep_results=False"):
+            refused()
+
+
+def test_written_results_are_those_listed(truth, perfect, tmp_path):
+    evaluator = evaluator_of(truth, perfect)
+    evaluator.write_results(tmp_path / "results.json")
+    assert json.loads((tmp_path / "results.json").read_text()) == evaluator.results()
+
+
+def test_kinds_are_scored_alone_as_together(truth):
+    found = noisy(truth, 7)
+    together = evaluator_of(truth, found).compute()
+    for kind in ("box", "mask"):
+        evaluator = CocoEvaluator(truth, LABELS, kinds=[kind])
+        for image_id, detections in found.items():
+            evaluator.add(image_id, *detections)
+        alone = evaluator.compute()
+        assert set(alone) == {kind, "per_class"} and alone[kind] == together[kind]
+    with pytest.raises(ConfigError, match="box is not scored: the kinds are mask, images came with masks"):
+        evaluator.accumulated("box")
+    with pytest.raises(ConfigError, match=r"kinds must be some of box, mask, boundary, got \['segm'\]"):
+        CocoEvaluator(truth, LABELS, kinds=["segm"])
+
+
+def test_boundaries_are_stricter_than_masks_and_perfect_ones_score_one(truth, perfect):
+    images = truth["images"][:11]
+    ids = {image["id"] for image in images}
+    few = {**truth, "images": images, "annotations": [each for each in truth["annotations"] if each["image_id"] in ids]}
+    scores = []
+    for shift in (0, 1):
+        evaluator = CocoEvaluator(few, LABELS, kinds=["mask", "boundary"])
+        for image_id in ids:
+            masks = [encode(np.roll(coco_mask.decode(rle), shift, axis=1)) for rle in perfect[image_id][3]]
+            evaluator.add(image_id, *perfect[image_id][:3], masks)
+        scores.append(evaluator.compute())
+    assert scores[0]["boundary"]["AP"] == pytest.approx(1.0)
+    assert 0.1 < scores[1]["boundary"]["AP"] < scores[1]["mask"]["AP"] - 0.1
+
+
+def test_precision_of_a_curve_is_that_of_its_class(truth):
+    evaluator = evaluator_of(truth, noisy(truth, 9))
+    precision, per_class = evaluator.accumulated("box").precision, evaluator.compute()["per_class"]
+    for label, name in enumerate(SHAPE_NAMES):
+        assert precision[0, :, label, 0, -1].mean() == per_class[name]["box_AP50"]
+        assert precision[:, :, label, 0, -1].mean() == pytest.approx(per_class[name]["box_AP"])
 
 
 def test_no_detections_at_all_score_zero(truth):
@@ -178,14 +247,14 @@ def test_no_detections_at_all_score_zero(truth):
     scores = evaluator.compute()
     assert evaluator.num_detections == 0 and evaluator.results() == []
     assert scores["box"]["AP"] == scores["mask"]["AP"] == scores["box"]["AR100"] == 0.0
-    assert all(each == {"box_AP": 0.0, "mask_AP": 0.0} for each in scores["per_class"].values())
+    assert all(each["box_AP"] == each["mask_AR100"] == 0.0 for each in scores["per_class"].values())
 
 
 def test_class_without_objects_has_no_score(truth, perfect):
     fewer = copy.deepcopy(truth)
     fewer["annotations"] = [each for each in truth["annotations"] if each["category_id"] != 7]
     scores = evaluator_of(fewer, perfect).compute()
-    assert scores["per_class"]["triangle"] == {"box_AP": None, "mask_AP": None}
+    assert set(scores["per_class"]["triangle"].values()) == {None}
     assert scores["box"]["AP"] == 1.0
 
 
@@ -211,7 +280,8 @@ def test_without_masks_only_boxes_are_scored(truth, perfect):
     scores = evaluator_of(boxes_only, {key: (*value[:3], None) for key, value in perfect.items()}).compute()
     assert scores["box"]["AP"] == 1.0
     assert set(scores["mask"].values()) == {None}
-    assert scores["per_class"]["star"] == {"box_AP": 1.0, "mask_AP": None}
+    assert scores["per_class"]["star"]["box_AP"] == 1.0
+    assert {scores["per_class"]["star"][f"mask_{name}"] for name in ("AP", "AP50", "APs", "AR100")} == {None}
     with pytest.raises(DataError, match=r"An object of image \d+ has no segmentation.*masks_rle=None"):
         evaluator_of(boxes_only, perfect).compute()
 
