@@ -39,6 +39,7 @@ from swin_dense.heads.roi_heads import (
     sampled_mask_loss,
 )
 from swin_dense.heads.roi_pooling import PyramidRoIAlign, published_pooling
+from swin_dense.training.loss_terms import LossTerm
 
 OVERLAP_LOSS_WEIGHT = 10.0  # `loss_bbox=dict(type='GIoULoss', loss_weight=10.0)`
 
@@ -155,24 +156,26 @@ class CascadeRoIHeads(nn.Module):
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
         targets: Targets | None = None,
-    ) -> tuple[Detections, dict[str, Tensor]]:
+    ) -> tuple[Detections, dict[str, LossTerm]]:
         """Losses in training, detections otherwise; arguments and results as those of `RoIHeads`.
 
         The losses are "loss_classifier_0", "loss_box_reg_0", "loss_mask_0" and so on, one of each per stage, weighted.
         """
         if self.training:
             assert targets is not None
-            return [], self._losses(features, proposals, image_shapes, targets)
+            return [], self.losses(features, proposals, image_shapes, targets)
         return self._detect(features, proposals, image_shapes), {}
 
-    def _losses(
+    def losses(
         self,
         features: Mapping[str, Tensor],
-        boxes: list[Tensor],
+        proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
         targets: Targets,
-    ) -> dict[str, Tensor]:
-        losses = {}
+    ) -> dict[str, LossTerm]:
+        """The losses of proposals that are sampled at random; arguments as those of `forward`, in either mode."""
+        losses: dict[str, LossTerm] = {}
+        boxes = proposals
         for index, stage in enumerate(self.stages):
             samples = [stage.sample(image_boxes, target) for image_boxes, target in zip(boxes, targets, strict=True)]
             sampled_boxes = [image.boxes for image in samples]
@@ -182,38 +185,46 @@ class CascadeRoIHeads(nn.Module):
             pooled = self.mask_roi_pool(features, [image.boxes for image in objects], image_shapes)
             mask_logits = self._mask_logits(index, pooled)
             stage_losses = {
-                "loss_classifier": classification_loss(class_logits, labels),
-                "loss_box_reg": refined_box_loss(stage.box_coder, deltas, samples),
-                "loss_mask": sampled_mask_loss(mask_logits, objects, targets),
+                "loss_classifier": LossTerm(classification_loss(class_logits, labels), len(labels)),
+                "loss_box_reg": LossTerm(refined_box_loss(stage.box_coder, deltas, samples), len(labels)),
+                "loss_mask": LossTerm(sampled_mask_loss(mask_logits, objects, targets), len(mask_logits)),
             }
-            losses.update({f"{name}_{index}": stage.loss_weight * loss for name, loss in stage_losses.items()})
+            losses.update({f"{name}_{index}": term.times(stage.loss_weight) for name, term in stage_losses.items()})
             labels = torch.where(labels > 0, labels, likeliest_object(class_logits))
             refined = stage.refine(sampled_boxes, deltas, labels, image_shapes)
             boxes = [image_boxes[~image.is_object_itself] for image_boxes, image in zip(refined, samples, strict=True)]
         return losses
 
     def _detect(
-        self, features: Mapping[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+        self, features: Mapping[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Detections:
-        counts = [len(image_boxes) for image_boxes in boxes]
+        class_boxes, class_logits = self.class_boxes(features, proposals, image_shapes)
+        counts = [len(boxes) for boxes in proposals]
+        boxes, scores, labels = self.select(class_boxes, class_logits, counts, image_shapes)
+        return as_detections(boxes, scores, labels, self.masks(features, boxes, labels, image_shapes))
+
+    def class_boxes(
+        self, features: Mapping[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """The boxes of the last stage and the mean logits of all; as `OneStageHeads.class_boxes`."""
+        boxes = proposals
         class_logits, deltas = self._classify(0, features, boxes, image_shapes)
         logits_of_stages = [class_logits]
         for index, stage in enumerate(self.stages[:-1]):
             boxes = stage.refine(boxes, deltas, likeliest_object(class_logits), image_shapes)
             class_logits, deltas = self._classify(index + 1, features, boxes, image_shapes)
             logits_of_stages.append(class_logits)
-        candidates = self.stages[-1].box_coder.decode_single(deltas, torch.cat(boxes))
-        mean_logits = torch.stack(logits_of_stages).mean(dim=0)
-        boxes, scores, labels = self.select(candidates, mean_logits, counts, image_shapes)
-        return as_detections(boxes, scores, labels, self._masks(features, boxes, labels, image_shapes))
+        class_boxes = self.stages[-1].box_coder.decode_single(deltas, torch.cat(boxes))
+        return class_boxes, torch.stack(logits_of_stages).mean(dim=0)
 
-    def _masks(
+    def masks(
         self,
         features: Mapping[str, Tensor],
         boxes: list[Tensor],
         labels: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> list[Tensor]:
+        """The mean over the mask heads of all stages; as `OneStageHeads.masks`."""
         pooled = self.mask_roi_pool(features, boxes, image_shapes)
         of_stages = [maskrcnn_inference(self._mask_logits(index, pooled), labels) for index in range(len(self.stages))]
         return [torch.stack(image_masks).mean(dim=0) for image_masks in zip(*of_stages, strict=True)]

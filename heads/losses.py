@@ -8,6 +8,9 @@ from torchvision.ops import generalized_box_iou_loss
 
 from swin_dense.conventions import IGNORED_LABEL
 
+LABEL_SMOOTHING = 0.1
+"""Of the official training of classifiers: this share of each image's class is spread over all classes."""
+
 
 def proposal_losses(
     objectness: Tensor,
@@ -51,6 +54,16 @@ def classification_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
         labels: (N,) int64, 0 is background.
     """
     return functional.cross_entropy(class_logits, labels, reduction="sum") / max(len(labels), 1)
+
+
+def image_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of whole images with smoothed labels, mean over B.
+
+    Args:
+        logits: (B, K).
+        targets: (B,) int64 classes, or (B, K) shares of each class.
+    """
+    return functional.cross_entropy(logits, targets, label_smoothing=LABEL_SMOOTHING)
 
 
 def offset_loss(deltas: Tensor, targets: Tensor, num_samples: int) -> Tensor:

@@ -30,13 +30,14 @@ from swin_dense.heads.fpn import FPN
 from swin_dense.heads.mask_pasting import paste_masks
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.roi_heads import published_roi_heads, torchvision_roi_heads
-from swin_dense.heads.rpn import published_rpn, torchvision_rpn_defaults
-from swin_dense.heads.targets import Target, check_target, training_target
+from swin_dense.heads.rpn import SteppedProposalNetwork, published_rpn, torchvision_rpn_defaults
+from swin_dense.heads.targets import Target, TrainingTarget, check_target, training_target
 from swin_dense.swin import SwinTransformer
+from swin_dense.training.loss_terms import LossTerm, means
+from swin_dense.training.random_state import repeated_random_state
 from swin_dense.windows import missing_to_multiple
 
 Style = Literal["published", "torchvision"]
-BuildPart = Callable[[Mapping[str, FeatureSpec], DetectorSettings], nn.Module]
 
 
 class PasteMasks(Protocol):
@@ -64,7 +65,7 @@ class MaskRCNN(nn.Module):
         self,
         backbone: SwinTransformer,
         fpn: FPN,
-        rpn: nn.Module,
+        rpn: SteppedProposalNetwork,
         roi_heads: nn.Module,
         normalize: Normalize,
         paste: PasteMasks,
@@ -75,7 +76,7 @@ class MaskRCNN(nn.Module):
         self.backbone = backbone
         self.fpn = fpn
         self.rpn = rpn
-        self.roi_heads = roi_heads
+        self.roi_heads: Any = roi_heads  # of one of the kinds that have `losses` beside `forward`
         self.normalize = normalize
         self.paste = paste
         self.num_classes = num_classes
@@ -112,50 +113,102 @@ class MaskRCNN(nn.Module):
         if self.training:
             if targets is None:
                 raise ConfigError("training needs targets: call model(images, targets), or model.eval() to predict.")
-            return self.losses(images, targets)
+            return means(self.loss_terms(images, targets))
         results = self.detect(images)
         for result, image in zip(results, images, strict=True):
             result["masks"] = self.paste(result["masks"], result["boxes"], (image.shape[1], image.shape[2]))
         return results
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """The losses of a batch; arguments and result as in `forward`."""
-        if len(images) != len(targets):
-            raise DataError(f"{len(images)} images came with {len(targets)} targets; each image needs one.")
-        for index, (image, target) in enumerate(zip(images, targets, strict=True)):
-            check_target(target, index, (image.shape[1], image.shape[2]), self.num_classes)
-        batch, levels = self._pyramid(images)
-        stride = self._padding_stride
-        inner = [training_target(target, image, stride) for target, image in zip(targets, images, strict=True)]
+    def loss_terms(
+        self, images: Sequence[Tensor], targets: Sequence[Target], least_size_hw: tuple[int, int] = (0, 0)
+    ) -> dict[str, LossTerm]:
+        """The losses of a batch as in `forward`, with what each is a mean over; arguments as there and in `pyramid`."""
+        inner = self._training_targets(images, targets)
+        batch, levels = self.pyramid(images, least_size_hw)
         proposals, proposal_losses = self.rpn(batch, levels, inner)
         _, detection_losses = self.roi_heads(levels, proposals, batch.image_sizes, inner)
         return {**proposal_losses, **detection_losses}
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Detections with masks relative to their boxes: as `forward` in evaluation, but "masks" is (D, 1, M, M)."""
-        batch, levels = self._pyramid(images)
+        batch, levels = self.pyramid(images)
         proposals, _ = self.rpn(batch, levels, None)
+        return self._detections(batch, levels, proposals)
+
+    def detect_with_losses(
+        self, images: Sequence[Tensor], targets: Sequence[Target]
+    ) -> tuple[list[dict[str, Tensor]], dict[str, LossTerm]]:
+        """Detections and losses of the same images from one pass, for validation; the model is in evaluation mode.
+
+        The losses are those of training, on as many proposals and samples, but all layers behave as in evaluation:
+        no path is dropped, batch normalisation keeps to its running statistics. What is sampled is drawn alike in every
+        call, so that losses can be compared, and leaves the generators as they were.
+
+        Args:
+            images: As in `forward`.
+            targets: As in `forward`.
+
+        Returns:
+            What `detect` gives, bit for bit, and the losses with what each is a mean over.
+
+        Raises:
+            ConfigError: As in `forward`.
+            DataError: As in `forward`.
+        """
+        inner = self._training_targets(images, targets)
+        batch, levels = self.pyramid(images)
+        outputs = self.rpn.anchor_outputs(batch, levels)
+        detections = self._detections(batch, levels, self.rpn.proposals(outputs, batch.image_sizes))
+        with repeated_random_state():
+            proposals = self.rpn.as_in_training().proposals(outputs, batch.image_sizes)
+            proposal_losses = self.rpn.losses(outputs, inner)
+            detection_losses = self.roi_heads.losses(levels, proposals, batch.image_sizes, inner)
+        return detections, {**proposal_losses, **detection_losses}
+
+    def _detections(
+        self, batch: ImageList, levels: dict[str, Tensor], proposals: list[Tensor]
+    ) -> list[dict[str, Tensor]]:
         results, _ = self.roi_heads(levels, proposals, batch.image_sizes, None)
         for result in results:
             result["labels"] = result["labels"] - 1
         return results
 
+    def _training_targets(self, images: Sequence[Tensor], targets: Sequence[Target]) -> list[TrainingTarget]:
+        if len(images) != len(targets):
+            raise DataError(f"{len(images)} images came with {len(targets)} targets; each image needs one.")
+        for index, (image, target) in enumerate(zip(images, targets, strict=True)):
+            check_target(target, index, (image.shape[1], image.shape[2]), self.num_classes)
+        stride = self._padding_stride
+        return [training_target(target, image, stride) for target, image in zip(targets, images, strict=True)]
+
     @property
     def _padding_stride(self) -> int:
         return max(spec.stride for spec in self.backbone.feature_specs.values())
 
-    def _pyramid(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
-        batch = pad_to_batch([self.normalize(image) for image in images], self._padding_stride)
+    def pyramid(
+        self, images: Sequence[Tensor], least_size_hw: tuple[int, int] = (0, 0)
+    ) -> tuple[ImageList, dict[str, Tensor]]:
+        """What the proposals and the RoI heads look at.
+
+        Args:
+            images: As in `forward`.
+            least_size_hw: The batch is padded to at least this size; for parts of a larger batch.
+
+        Returns:
+            The images normalised and padded to one batch, with their sizes before; {"p2" … "p6": (B, C, h, w)}.
+        """
+        batch = pad_to_batch([self.normalize(image) for image in images], self._padding_stride, least_size_hw)
         levels = self.fpn(self.backbone(batch.tensors))
         return batch, {name: at_least_float32(level) for name, level in levels.items()}
 
 
-def pad_to_batch(images: Sequence[Tensor], divisor: int) -> ImageList:
+def pad_to_batch(images: Sequence[Tensor], divisor: int, least_size_hw: tuple[int, int] = (0, 0)) -> ImageList:
     """Stack images of different sizes, zero-padded at the bottom and right to the largest side, rounded up.
 
     Args:
         images: B tensors (C, H_i, W_i).
         divisor: The sides of the batch divide by it.
+        least_size_hw: The sides of the batch before they are rounded up are at least these.
 
     Raises:
         ConfigError: There are no images, or one has not three dimensions.
@@ -165,7 +218,8 @@ def pad_to_batch(images: Sequence[Tensor], divisor: int) -> ImageList:
     if any(image.ndim != 3 for image in images):
         raise ConfigError(f"images must be (channels, H, W) each, got {[tuple(image.shape) for image in images]}.")
     sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
-    height, width = (max(sides) + missing_to_multiple(max(sides), divisor) for sides in zip(*sizes_hw, strict=True))
+    largest_hw = [max(sides) for sides in zip(least_size_hw, *sizes_hw, strict=True)]
+    height, width = (side + missing_to_multiple(side, divisor) for side in largest_hw)
     padded = [functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
     return ImageList(torch.stack(padded), sizes_hw)
 
@@ -250,8 +304,8 @@ def mask_rcnn(
 def assemble_detector(
     backbone: SwinTransformer,
     settings: DetectorSettings,
-    build_rpn: BuildPart,
-    build_roi_heads: BuildPart,
+    build_rpn: Callable[[Mapping[str, FeatureSpec], DetectorSettings], SteppedProposalNetwork],
+    build_roi_heads: Callable[[Mapping[str, FeatureSpec], DetectorSettings], nn.Module],
     paste: PasteMasks,
     described_as: Mapping[str, Any],
     weights: str | None,

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
-from torchvision.models.detection.roi_heads import maskrcnn_inference
+from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 
 from swin_dense.features import FeatureSpec
@@ -26,6 +26,7 @@ from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher, ProposalSampler, 
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.roi_pooling import PyramidRoIAlign, published_pooling
 from swin_dense.heads.targets import TrainingTarget
+from swin_dense.training.loss_terms import LossTerm
 
 BOX_SIDE, MASK_SIDE = 7, 14  # cells that a box is pooled to for either head
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)  # of the wanted offsets, `target_stds` of the published configurations
@@ -98,15 +99,88 @@ class DetectionSelector:
         return list(chosen_boxes), list(scores), list(labels)
 
     def _choose(self, boxes: Tensor, probabilities: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        rows, labels = (probabilities[:, 1:] > self.score_threshold).nonzero(as_tuple=True)
-        labels = labels + 1
-        candidates = clip_boxes_to_image(pick_class(boxes, rows, labels), size_hw)
-        scores = probabilities[rows, labels]
+        candidates, scores, labels = self.candidates(boxes, probabilities, size_hw)
         keep = batched_nms(candidates, scores, labels, self.nms_iou)[: self.max_detections]
         return candidates[keep], scores[keep], labels[keep]
 
+    def candidates(
+        self, boxes: Tensor, probabilities: Tensor, size_hw: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What suppression chooses from, in one image.
 
-class RoIHeads(nn.Module):
+        Args:
+            boxes: (N, 4 (K + 1)) or (N, 4), as above.
+            probabilities: (N, K + 1), background first.
+            size_hw: (H, W), to which boxes are clipped.
+
+        Returns:
+            Boxes (C, 4), scores (C,) and labels (C,) from 1, in no order.
+        """
+        rows, labels = (probabilities[:, 1:] > self.score_threshold).nonzero(as_tuple=True)
+        labels = labels + 1
+        return clip_boxes_to_image(pick_class(boxes, rows, labels), size_hw), probabilities[rows, labels], labels
+
+
+class OneStageHeads:
+    """What one box head and one mask head say, whoever built them; the parts are attributes of the class itself."""
+
+    box_roi_pool: nn.Module
+    box_head: nn.Module
+    box_predictor: nn.Module
+    mask_roi_pool: nn.Module
+    mask_head: nn.Module
+    mask_predictor: nn.Module
+    box_coder: BoxCoder
+
+    def class_boxes(
+        self, features: Mapping[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """The boxes of all classes, and what speaks for each, before anything is chosen.
+
+        Args:
+            features: {name: (B, C, h, w)}.
+            proposals: Per image (N_i, 4) xyxy in input pixels; N in all.
+            image_shapes: Per image (H, W) before padding.
+
+        Returns:
+            Boxes (N, 4 (K + 1)), or (N, 4) where the classes share theirs, and class logits (N, K + 1), as
+            `DetectionSelector` takes them.
+        """
+        class_logits, deltas = self._classify(features, proposals, image_shapes)
+        return self.box_coder.decode_single(deltas, torch.cat(proposals)), class_logits
+
+    def masks(
+        self,
+        features: Mapping[str, Tensor],
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[Tensor]:
+        """The masks of given boxes.
+
+        Args:
+            features: {name: (B, C, h, w)}.
+            boxes: Per image (D, 4) xyxy in input pixels.
+            labels: Per image (D,) from 1.
+            image_shapes: Per image (H, W) before padding.
+
+        Returns:
+            Per image (D, 1, M, M) in [0, 1], each relative to its box.
+        """
+        return maskrcnn_inference(self._mask_logits(features, boxes, image_shapes), labels)
+
+    def _classify(
+        self, features: Mapping[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        return self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
+
+    def _mask_logits(
+        self, features: Mapping[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+
+
+class RoIHeads(OneStageHeads, nn.Module):
     """Classes, boxes and masks from proposals.
 
     Args:
@@ -150,7 +224,7 @@ class RoIHeads(nn.Module):
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
         targets: Targets | None = None,
-    ) -> tuple[Detections, dict[str, Tensor]]:
+    ) -> tuple[Detections, dict[str, LossTerm]]:
         """Losses in training, detections otherwise.
 
         Args:
@@ -165,16 +239,17 @@ class RoIHeads(nn.Module):
         """
         if self.training:
             assert targets is not None
-            return [], self._losses(features, proposals, image_shapes, targets)
+            return [], self.losses(features, proposals, image_shapes, targets)
         return self._detect(features, proposals, image_shapes), {}
 
-    def _losses(
+    def losses(
         self,
         features: Mapping[str, Tensor],
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
         targets: Targets,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, LossTerm]:
+        """The losses of proposals that are sampled at random; arguments as those of `forward`, in either mode."""
         samples = [self.sample(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
         class_logits, deltas = self._classify(features, [image.boxes for image in samples], image_shapes)
         labels = torch.cat([image.labels for image in samples])
@@ -183,32 +258,21 @@ class RoIHeads(nn.Module):
         wanted = self.box_coder.encode_single(
             torch.cat([image.matched_boxes for image in objects]), torch.cat([image.boxes for image in objects])
         )
+        box_loss = offset_loss(pick_class(deltas, rows, labels[rows]), wanted, len(labels))
         mask_logits = self._mask_logits(features, [image.boxes for image in objects], image_shapes)
         return {
-            "loss_classifier": classification_loss(class_logits, labels),
-            "loss_box_reg": offset_loss(pick_class(deltas, rows, labels[rows]), wanted, len(labels)),
-            "loss_mask": sampled_mask_loss(mask_logits, objects, targets),
+            "loss_classifier": LossTerm(classification_loss(class_logits, labels), len(labels)),
+            "loss_box_reg": LossTerm(box_loss, len(labels)),
+            "loss_mask": LossTerm(sampled_mask_loss(mask_logits, objects, targets), len(rows)),
         }
 
     def _detect(
         self, features: Mapping[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Detections:
-        class_logits, deltas = self._classify(features, proposals, image_shapes)
-        candidates = self.box_coder.decode_single(deltas, torch.cat(proposals))
+        class_boxes, class_logits = self.class_boxes(features, proposals, image_shapes)
         counts = [len(boxes) for boxes in proposals]
-        boxes, scores, labels = self.select(candidates, class_logits, counts, image_shapes)
-        masks = maskrcnn_inference(self._mask_logits(features, boxes, image_shapes), labels)
-        return as_detections(boxes, scores, labels, masks)
-
-    def _classify(
-        self, features: Mapping[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
-    ) -> tuple[Tensor, Tensor]:
-        return self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
-
-    def _mask_logits(
-        self, features: Mapping[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
-    ) -> Tensor:
-        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        boxes, scores, labels = self.select(class_boxes, class_logits, counts, image_shapes)
+        return as_detections(boxes, scores, labels, self.masks(features, boxes, labels, image_shapes))
 
 
 def sampled_mask_loss(mask_logits: Tensor, objects: Sequence[Samples], targets: Targets) -> Tensor:
@@ -264,8 +328,13 @@ def published_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: Dete
     )
 
 
-class FullMaskRoIHeads(TorchvisionRoIHeads):
+class FullMaskRoIHeads(OneStageHeads, TorchvisionRoIHeads):
     """torchvision's heads, which want masks of the image's size in training."""
+
+    @property
+    def select(self) -> DetectionSelector:
+        """The numbers of its own selection, which besides drops boxes under 0.01 pixels."""
+        return DetectionSelector(self.score_thresh, self.nms_thresh, self.detections_per_img)
 
     def forward(
         self,
@@ -273,10 +342,40 @@ class FullMaskRoIHeads(TorchvisionRoIHeads):
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
         targets: Targets | None = None,
-    ) -> tuple[Detections, dict[str, Tensor]]:
+    ) -> tuple[Detections, dict[str, LossTerm]]:
         """Arguments and results as those of `RoIHeads`."""
-        full = None if targets is None else [{**target, "masks": target["masks"].full()} for target in targets]
-        return super().forward(features, proposals, image_shapes, full)
+        if not self.training:
+            return super().forward(features, proposals, image_shapes)
+        assert targets is not None
+        return [], self.losses(features, proposals, image_shapes, targets)
+
+    def losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Targets,
+    ) -> dict[str, LossTerm]:
+        """As `RoIHeads.losses`."""
+        full = [{**target, "masks": target["masks"].full()} for target in targets]
+        boxes, matched, labels, offsets = self.select_training_samples(proposals, full)
+        class_logits, deltas = self._classify(features, boxes, image_shapes)
+        class_loss, box_loss = fastrcnn_loss(class_logits, deltas, labels, offsets)
+        rows = [(image_labels > 0).nonzero().squeeze(1) for image_labels in labels]
+        objects = [image_boxes[image_rows] for image_boxes, image_rows in zip(boxes, rows, strict=True)]
+        mask_loss = maskrcnn_loss(
+            self._mask_logits(features, objects, image_shapes),
+            objects,
+            [target["masks"] for target in full],
+            [target["labels"] for target in full],
+            [image_matched[image_rows] for image_matched, image_rows in zip(matched, rows, strict=True)],
+        )
+        num_samples = sum(map(len, labels))
+        return {
+            "loss_classifier": LossTerm(class_loss, num_samples),
+            "loss_box_reg": LossTerm(box_loss, num_samples),
+            "loss_mask": LossTerm(mask_loss, sum(map(len, rows))),
+        }
 
 
 def torchvision_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings) -> FullMaskRoIHeads:

@@ -6,12 +6,15 @@ mask_rcnn_swin_fpn.py and cascade_mask_rcnn_swin_fpn.py, as SwinTransformer/Swin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision.models.detection import rpn as torchvision_rpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 
 from swin_dense.features import FeatureSpec
 from swin_dense.heads.anchors import PyramidAnchors
@@ -20,6 +23,7 @@ from swin_dense.heads.losses import proposal_losses
 from swin_dense.heads.matching import NEGATIVE, BoxCoder, MaxIoUMatcher, without_ignored
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.targets import TrainingTarget
+from swin_dense.training.loss_terms import LossTerm
 
 _COMMON_NUMBERS = {
     "fg_iou_thresh": 0.7,
@@ -39,7 +43,78 @@ class RPNHead(torchvision_rpn.RPNHead):
         return [at_least_float32(level) for level in logits], [at_least_float32(level) for level in deltas]
 
 
-class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
+@dataclass(frozen=True)
+class AnchorOutputs:
+    """What the head says of all anchors of a batch.
+
+    Attributes:
+        anchors: Per image (A, 4) xyxy.
+        objectness: (B A, 1) logits.
+        deltas: (B A, 4) offsets.
+        boxes: (B, A, 4) xyxy, the anchors moved by their offsets, without a gradient.
+        counts: The anchors of each level; A in all.
+    """
+
+    anchors: list[Tensor]
+    objectness: Tensor
+    deltas: Tensor
+    boxes: Tensor
+    counts: list[int]
+
+
+class SteppedProposalNetwork(torchvision_rpn.RegionProposalNetwork):
+    """torchvision's network in steps, so that one pass through the head serves detection and training alike."""
+
+    def forward(
+        self, images: ImageList, features: Mapping[str, Tensor], targets: Sequence[TrainingTarget] | None = None
+    ) -> tuple[list[Tensor], dict[str, LossTerm]]:
+        """Proposals, and in training losses.
+
+        Args:
+            images: The batch, with the sizes of its images.
+            features: {name: (B, C, h, w)}.
+            targets: Per image; training only.
+
+        Returns:
+            Per image (N, 4) xyxy in input pixels, the best first; losses, none in evaluation.
+        """
+        outputs = self.anchor_outputs(images, features)
+        proposals = self.proposals(outputs, images.image_sizes)
+        if not self.training:
+            return proposals, {}
+        assert targets is not None
+        return proposals, self.losses(outputs, targets)
+
+    def as_in_training(self) -> SteppedProposalNetwork:
+        """The same network, weights and all, that proposes as many boxes as in training, whatever the mode of this."""
+        twin = copy(self)
+        twin.training = True  # of this module alone: its parts stay in the mode they are in
+        return twin
+
+    def anchor_outputs(self, images: ImageList, features: Mapping[str, Tensor]) -> AnchorOutputs:
+        """One pass through the head; arguments as those of `forward`."""
+        levels = list(features.values())
+        objectness, deltas = self.head(levels)
+        anchors = self.anchor_generator(images, levels)
+        counts = [level[0].numel() for level in objectness]
+        objectness, deltas = torchvision_rpn.concat_box_prediction_layers(objectness, deltas)
+        boxes = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
+        return AnchorOutputs(anchors, objectness, deltas, boxes, counts)
+
+    def proposals(self, outputs: AnchorOutputs, sizes_hw: list[tuple[int, int]]) -> list[Tensor]:
+        """The best boxes of images of (H, W), per image (N, 4); in training more than in evaluation."""
+        proposals, _ = self.filter_proposals(outputs.boxes, outputs.objectness, sizes_hw, outputs.counts)
+        return proposals
+
+    def losses(self, outputs: AnchorOutputs, targets: Sequence[TrainingTarget]) -> dict[str, LossTerm]:
+        """The losses of anchors that are sampled at random."""
+        labels, matched_boxes = self.assign_targets_to_anchors(outputs.anchors, targets)
+        wanted = self.box_coder.encode(matched_boxes, outputs.anchors)
+        objectness_loss, box_loss = self.compute_loss(outputs.objectness, outputs.deltas, labels, wanted)
+        return {"loss_objectness": objectness_loss, "loss_rpn_box_reg": box_loss}
+
+
+class RegionProposalNetwork(SteppedProposalNetwork):
     """torchvision's network with three corrections: which anchors count, the smallest box, the box loss.
 
     Args:
@@ -106,12 +181,12 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[LossTerm, LossTerm]:
         """Sample anchors and compare them with their targets; see `losses.proposal_losses`."""
         positive, negative = self.fg_bg_sampler(labels)
         positive_rows = torch.where(torch.cat(positive))[0]
         sampled_rows = torch.cat((positive_rows, torch.where(torch.cat(negative))[0]))
-        return proposal_losses(
+        losses = proposal_losses(
             objectness.flatten(),
             pred_bbox_deltas,
             torch.cat(labels),
@@ -120,6 +195,27 @@ class RegionProposalNetwork(torchvision_rpn.RegionProposalNetwork):
             sampled_rows,
             self.box_loss_beta,
         )
+        objectness_loss, box_loss = (LossTerm(loss, len(sampled_rows)) for loss in losses)
+        return objectness_loss, box_loss
+
+
+class TorchvisionRegionProposalNetwork(SteppedProposalNetwork):
+    """torchvision's network as it is, with its losses as terms."""
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[LossTerm, LossTerm]:
+        """As torchvision's; both are means over the sampled anchors, whose number follows from the labels."""
+        losses = super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
+        count = sum(self._num_samples(image_labels) for image_labels in labels)
+        objectness_loss, box_loss = (LossTerm(loss, count) for loss in losses)
+        return objectness_loss, box_loss
+
+    def _num_samples(self, labels: Tensor) -> int:
+        sampler = self.fg_bg_sampler
+        most = sampler.batch_size_per_image
+        positive = min(int((labels >= 1).sum()), int(most * sampler.positive_fraction))
+        return positive + min(int((labels == 0).sum()), most - positive)
 
 
 def cells_inside(anchors: Tensor, target: TrainingTarget) -> Tensor:
@@ -177,12 +273,12 @@ def _corrected_rpn(
 
 def torchvision_rpn_defaults(
     feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings
-) -> torchvision_rpn.RegionProposalNetwork:
+) -> TorchvisionRegionProposalNetwork:
     """The RPN as torchvision builds it for its own Mask R-CNN. Arguments as for `published_rpn`."""
     sizes = tuple((int(settings.anchor_scale * spec.stride),) for spec in feature_specs.values())
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     most = settings.max_proposals
-    return torchvision_rpn.RegionProposalNetwork(
+    return TorchvisionRegionProposalNetwork(
         anchors,
         RPNHead(settings.fpn_channels, anchors.num_anchors_per_location()[0]),
         **_COMMON_NUMBERS,

@@ -27,6 +27,7 @@ from swin_dense.heads.batch_norm import BatchNorm
 from swin_dense.heads.losses import segmentation_loss
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.swin import SwinTransformer
+from swin_dense.training.loss_terms import LossTerm, means
 
 AUXILIARY_FEATURE = "c4"  # the third stage, in all published configurations
 
@@ -171,18 +172,46 @@ class UPerNet(nn.Module):
             ConfigError: Images of a wrong kind.
             DataError: Labels that do not fit the images or the number of classes.
         """
-        if images.ndim != 4:
-            raise ConfigError(f"images must be (B, channels, H, W), got shape {tuple(images.shape)}.")
-        features = self.backbone(self.normalize(images))
-        logits = enlarge(self.decode_head(list(features.values())), images)
-        if labels is None:
-            return logits
+        if labels is not None:
+            return means(self.loss_terms(images, labels))
+        return self._logits(self._features(images), images)
+
+    def loss_terms(self, images: Tensor, labels: Tensor) -> dict[str, LossTerm]:
+        """The losses as in `forward`, with what each is a mean over: all pixels."""
+        _, losses = self.logits_and_losses(images, labels)
+        return losses
+
+    def logits_and_losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, LossTerm]]:
+        """What `forward` gives without and with labels, from one pass; in evaluation mode, losses of validation images.
+
+        Args:
+            images: As in `forward`.
+            labels: As in `forward`.
+
+        Returns:
+            Logits (B, K, H, W), and the losses with what each is a mean over.
+
+        Raises:
+            ConfigError: As in `forward`.
+            DataError: As in `forward`.
+        """
+        features = self._features(images)
+        logits = self._logits(features, images)
         check_labels(labels, images, self.num_classes)
         auxiliary_logits = enlarge(self.auxiliary_head(features[AUXILIARY_FEATURE]), images)
-        return {
-            "loss_segmentation": segmentation_loss(logits, labels),
-            "loss_auxiliary": self.auxiliary_weight * segmentation_loss(auxiliary_logits, labels),
+        auxiliary = LossTerm(segmentation_loss(auxiliary_logits, labels), labels.numel())
+        return logits, {
+            "loss_segmentation": LossTerm(segmentation_loss(logits, labels), labels.numel()),
+            "loss_auxiliary": auxiliary.times(self.auxiliary_weight),
         }
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        if images.ndim != 4:
+            raise ConfigError(f"images must be (B, channels, H, W), got shape {tuple(images.shape)}.")
+        return self.backbone(self.normalize(images))
+
+    def _logits(self, features: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        return enlarge(self.decode_head(list(features.values())), images)
 
 
 def resize(x: Tensor, like: Tensor) -> Tensor:

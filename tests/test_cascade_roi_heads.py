@@ -13,6 +13,7 @@ from swin_dense.features import FeatureSpec
 from swin_dense.heads.cascade_roi_heads import PUBLISHED_STAGES, cascade_roi_heads
 from swin_dense.heads.detector_settings import DetectorSettings
 from swin_dense.heads.mask_targets import mask_targets
+from swin_dense.training.loss_terms import means
 
 SPECS = {f"p{k}": FeatureSpec(4, 2**k) for k in (2, 3, 4, 5)}
 SIZES_HW = [(96, 128), (83, 101)]  # before padding to 96 x 128
@@ -196,7 +197,7 @@ def test_losses_equal_the_cascade_in_plain_loops(shared):
     heads = lively(heads_of(shared, samples_per_image=10**6)).train()  # no limit: nothing is left to chance
     levels = random_levels()
     with torch.no_grad():
-        _, losses = heads(levels, PROPOSALS, SIZES_HW, TARGETS)
+        losses = means(heads(levels, PROPOSALS, SIZES_HW, TARGETS)[1])
         wanted, num_objects = slow_losses(heads, levels, PROPOSALS, TARGETS)
     assert list(losses) == LOSSES and num_objects[0] >= 10 and min(num_objects) >= 5
     for name, loss in losses.items():
@@ -328,13 +329,13 @@ def test_numbers_are_the_published_ones():
 def test_perfect_boxes_have_no_box_loss():
     heads = without_offsets(heads_of()).double().train()
     exact = [target["boxes"].clone() for target in TARGETS]
-    _, losses = heads(random_levels(), exact, SIZES_HW, TARGETS)
+    losses = means(heads(random_levels(), exact, SIZES_HW, TARGETS)[1])
     assert [float(losses[f"loss_box_reg_{stage}"].detach()) for stage in range(3)] == pytest.approx([0] * 3, abs=1e-6)
 
 
 def test_equal_stages_on_equal_boxes_have_losses_in_proportion_to_their_weights():
     heads = without_offsets(equal_stages(lively(heads_of()))).train()
-    _, losses = heads(random_levels(), [random_boxes(0)] * 2, SIZES_HW, TARGETS)  # the objects' own boxes only
+    losses = means(heads(random_levels(), [random_boxes(0)] * 2, SIZES_HW, TARGETS)[1])  # the objects' own boxes only
     for kind in ("classifier", "mask"):
         first, second, third = (float(losses[f"loss_{kind}_{stage}"].detach()) for stage in range(3))
         assert first > 0 and (second, third) == pytest.approx((first / 2, first / 4))
@@ -353,7 +354,7 @@ def test_stages_after_the_first_choose_among_the_samples_of_the_one_before():
 
 def test_no_gradient_runs_through_the_boxes_of_a_later_stage():
     heads, levels = lively(heads_of(samples_per_image=10**6)).train(), random_levels()
-    _, losses = heads(levels, PROPOSALS, SIZES_HW, TARGETS)
+    losses = means(heads(levels, PROPOSALS, SIZES_HW, TARGETS)[1])
     sum(loss for name, loss in losses.items() if not name.endswith("_0")).backward()
     for name, parameter in heads.named_parameters():
         assert (parameter.grad is None) == (name.split(".")[1] == "0"), name
@@ -366,7 +367,8 @@ def test_no_gradient_runs_through_the_boxes_of_a_later_stage():
 def test_losses_are_finite_and_reach_every_parameter(num_objects, num_proposals, shared):
     heads = heads_of(shared).double().train()
     targets = [target_of(count, image) for image, count in enumerate(num_objects)]
-    detections, losses = heads(random_levels(), [random_boxes(num_proposals)] * 2, SIZES_HW, targets)
+    detections, terms = heads(random_levels(), [random_boxes(num_proposals)] * 2, SIZES_HW, targets)
+    losses = means(terms)
     assert detections == [] and list(losses) == LOSSES
     assert all(math.isfinite(float(loss.detach())) for loss in losses.values())
     if not any(num_objects):
@@ -382,7 +384,7 @@ def test_rows_of_background_that_nothing_reads_stay_zero_in_training(build):
     heads = heads_of().double().train()
     optimizer = build(heads.parameters(), lr=0.1, weight_decay=0.3)
     for targets in (TARGETS, [target_of(0, 0), target_of(0, 1)], TARGETS):
-        _, losses = heads(random_levels(), PROPOSALS, SIZES_HW, targets)
+        losses = means(heads(random_levels(), PROPOSALS, SIZES_HW, targets)[1])
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()

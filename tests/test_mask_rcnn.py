@@ -1,5 +1,8 @@
 import math
+import sys
 import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from swin_dense.errors import ConfigError, DataError
 from swin_dense.heads.cascade_mask_rcnn import cascade_mask_rcnn
 from swin_dense.heads.mask_rcnn import mask_rcnn, pad_to_batch
 from swin_dense.swin import SwinTransformer
+from swin_dense.training.loss_terms import means
 
 TINY = SwinConfig(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2), window_size=4, drop_path_rate=0.0)
 WIDTHS = {"fpn_channels": 8, "box_head_channels": 16, "mask_head_channels": 8}
@@ -215,6 +219,101 @@ def test_targets_that_do_not_fit_are_refused():
     detector = detector_of().train()
     with pytest.raises(DataError, match=r"target 1: labels must be 0 to 2 .*, got 0 to 3"):
         detector([IMAGES[0]] * 2, [target_of(SIZES_HW[0]), target_of(SIZES_HW[0], labels=[0, 3])])
+
+
+# ---- Detections and losses from one pass.
+
+KINDS = pytest.mark.parametrize("kind", ["published", "torchvision", "cascade"])
+
+
+def either_detector(kind, drop_path_rate=0.0, **changes):
+    config = replace(TINY, drop_path_rate=drop_path_rate)
+    torch.manual_seed(0)
+    if kind == "cascade":
+        detector = cascade_mask_rcnn(config, 3, **WIDTHS, **changes)
+    else:
+        detector = mask_rcnn(config, 3, style=kind, **WIDTHS, **changes)
+    for name, parameter in detector.named_parameters():
+        if "predictor" in name or "cls_logits" in name:
+            parameter.data = torch.randn(parameter.shape) * (0.02 if "bbox_pred" in name else 0.3)
+    return detector.double().eval()
+
+
+def sample_everything(detector):
+    heads = detector.roi_heads
+    samplers = [stage.sample.draw for stage in heads.stages] if hasattr(heads, "stages") else [heads.sample.draw]
+    for sampler in [detector.rpn.fg_bg_sampler, *samplers]:
+        sampler.batch_size_per_image = 10**9
+
+
+@KINDS
+def test_detections_are_the_same_bit_for_bit_with_losses(kind):
+    detector = either_detector(kind, drop_path_rate=0.5, max_proposals=40)
+    images = [image.double() for image in IMAGES]
+    passes = []
+    detector.backbone.register_forward_hook(lambda *_: passes.append("backbone"))
+    detector.rpn.head.register_forward_hook(lambda *_: passes.append("rpn"))
+    with torch.no_grad():
+        plain = detector.detect(images)
+        passes.clear()
+        results, losses = detector.detect_with_losses(images, [target_of(size_hw) for size_hw in SIZES_HW])
+    assert passes == ["backbone", "rpn"] and not any(module.training for module in detector.modules())
+    assert all(len(result["scores"]) > 0 for result in results)
+    for one, other in zip(plain, results, strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert all(float(term.mean) > 0 and term.count > 0 for term in losses.values())
+
+
+@pytest.mark.parametrize("kind", ["published", "cascade"])
+def test_losses_in_evaluation_are_those_of_training_where_nothing_is_random(kind):
+    detector = either_detector(kind, max_proposals=40)  # few, so that the numbers of training and evaluation differ
+    sample_everything(detector)
+    images, targets = [image.double() for image in IMAGES], [target_of(size_hw) for size_hw in SIZES_HW]
+    with torch.no_grad():
+        _, found = detector.detect_with_losses(images, targets)
+        detector.train()
+        for module in detector.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        wanted = detector.loss_terms(images, targets)
+        evaluated = detector.rpn.eval()(*detector.pyramid(images))[0]
+    assert list(found) == list(wanted)
+    for name, term in wanted.items():
+        assert found[name].count == term.count
+        assert float(found[name].mean) == pytest.approx(float(term.mean), rel=1e-12)
+    assert found["loss_classifier" + "_0" * (kind == "cascade")].count > sum(map(len, evaluated)) + 4
+
+
+@KINDS
+def test_losses_in_evaluation_are_repeated_and_leave_the_generators_alone(kind, monkeypatch):
+    detector = either_detector(kind, drop_path_rate=0.5, samples_per_image=8)
+    images, targets = [image.double() for image in IMAGES], [target_of(size_hw) for size_hw in SIZES_HW]
+
+    def losses_after(seed):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return means(detector.detect_with_losses(images, targets)[1])
+
+    first, again = losses_after(1), losses_after(2)
+    assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(2).get_state())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    monkeypatch.setattr(sys.modules[type(detector).__module__], "repeated_random_state", nullcontext)
+    first, again = losses_after(1), losses_after(2)
+    assert not all(torch.equal(first[name], again[name]) for name in first)
+
+
+@KINDS
+def test_an_image_without_objects_has_losses_in_evaluation(kind):
+    detector = either_detector(kind)
+    with torch.inference_mode():
+        _, losses = detector.detect_with_losses([IMAGES[0].double()], [target_of(SIZES_HW[0], boxes=())])
+    assert all(math.isfinite(float(term.mean)) for term in losses.values())
+    assert {term.count for name, term in losses.items() if "mask" in name} == {0}
+
+
+def test_targets_of_validation_images_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match="2 images came with 1 targets"):
+        detector_of().eval().detect_with_losses(IMAGES, [target_of(SIZES_HW[0])])
 
 
 # ---- Regions to ignore.

@@ -330,7 +330,7 @@ def test_detector_equals_mmdetections(parents, kind, tmp_path, monkeypatch):
     images = random_images(*SIZES_HW)
     batch, samples = padded(images), samples_of(images)
 
-    own_batch, levels = own._pyramid(images)
+    own_batch, levels = own.pyramid(images)
     own_proposals, _ = own.rpn(own_batch, levels, None)
     for got, wanted in zip(own_proposals, parent.rpn_head.predict(parent.extract_feat(batch), samples), strict=True):
         assert len(wanted) > 100

@@ -19,6 +19,7 @@ from swin_dense.heads.roi_heads import (
     published_roi_heads,
     torchvision_roi_heads,
 )
+from swin_dense.training.loss_terms import means
 
 SPECS = {f"p{k}": FeatureSpec(4, 2**k) for k in (2, 3, 4, 5)}
 SIZE_HW = (96, 128)
@@ -162,7 +163,7 @@ def test_losses_follow_from_the_samples():
     near = targets[0]["boxes"] + torch.tensor([1.0, -1, 2, 0.5])
     proposals = [torch.cat((random_boxes(7).double(), near)), random_boxes(5, seed=1).double()]
     with torch.no_grad():
-        _, losses = heads(levels, proposals, [SIZE_HW] * 2, targets)
+        losses = means(heads(levels, proposals, [SIZE_HW] * 2, targets)[1])
         entropy = distance = mask_entropy = count = objects = 0.0
         for image, (boxes, target) in enumerate(zip(proposals, targets, strict=True)):
             for box in torch.cat((boxes, target["boxes"])):
@@ -189,7 +190,8 @@ def test_losses_follow_from_the_samples():
 def test_losses_are_finite_and_reach_every_parameter(counts):
     heads = heads_of().train()
     targets = [target_of(count, seed=count) for count in counts]
-    detections, losses = heads(random_levels(2), [random_boxes(31), random_boxes(17)], [SIZE_HW] * 2, targets)
+    detections, terms = heads(random_levels(2), [random_boxes(31), random_boxes(17)], [SIZE_HW] * 2, targets)
+    losses = means(terms)
     assert detections == [] and set(losses) == {"loss_classifier", "loss_box_reg", "loss_mask"}
     for name, loss in losses.items():
         assert math.isfinite(float(loss.detach()))
@@ -201,7 +203,7 @@ def test_losses_are_finite_and_reach_every_parameter(counts):
 
 def test_losses_without_proposals_and_objects_are_zero_with_gradients():
     heads = heads_of().train()
-    _, losses = heads(random_levels(), [torch.zeros(0, 4)], [SIZE_HW], [target_of(0)])
+    losses = means(heads(random_levels(), [torch.zeros(0, 4)], [SIZE_HW], [target_of(0)])[1])
     sum(losses.values()).backward()
     assert [float(loss.detach()) for loss in losses.values()] == [0.0] * 3
     assert all(parameter.grad is not None for parameter in heads.parameters())
@@ -257,7 +259,7 @@ def test_rows_of_background_that_nothing_reads_stay_zero_in_training(build):
     others = [heads.box_predictor.bbox_pred.weight[4:], heads.mask_predictor.mask_fcn_logits.weight[1:]]
     before = [rows.detach().clone() for rows in others]
     for count in (3, 0, 2):
-        _, losses = heads(random_levels(), [random_boxes(31)], [SIZE_HW], [target_of(count)])
+        losses = means(heads(random_levels(), [random_boxes(31)], [SIZE_HW], [target_of(count)])[1])
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()

@@ -10,6 +10,7 @@ from torchvision.ops import batched_nms, box_iou
 from swin_dense.features import FeatureSpec
 from swin_dense.heads.detector_settings import DetectorSettings
 from swin_dense.heads.rpn import RPNHead, cascade_rpn, published_rpn, torchvision_rpn_defaults
+from swin_dense.training.loss_terms import means
 
 SPECS = {f"p{k}": FeatureSpec(4, 2**k) for k in (2, 3, 4, 5, 6)}
 SIZE_HW = (96, 128)
@@ -166,7 +167,7 @@ def test_anchor_labels_of_the_cascade_leave_out_anchors_that_cross_the_border(si
 
 def test_images_smaller_than_every_anchor_train_the_cascade_with_gradients():
     rpn = rpn_of(cascade_rpn).train()
-    _, losses = rpn(batch(), random_levels(), [target([[0.0, 0, 5, 7]], SIZE_HW, (7, 5))])
+    losses = means(rpn(batch(), random_levels(), [target([[0.0, 0, 5, 7]], SIZE_HW, (7, 5))])[1])
     assert [float(loss.detach()) for loss in losses.values()] == [0.0, 0.0]
     sum(losses.values()).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in rpn.parameters())
@@ -188,7 +189,7 @@ def test_losses_follow_from_the_sampled_anchors(build, beta):
     targets = [target([[10.0, 12, 50, 70]])]
     torch.manual_seed(0)
     with torch.no_grad():
-        _, losses = rpn(batch(), levels, targets)
+        losses = means(rpn(batch(), levels, targets)[1])
     torch.manual_seed(0)
     anchors = all_anchors(rpn, levels)
     labels, matched = rpn.assign_targets_to_anchors([anchors], targets)
@@ -224,10 +225,19 @@ def test_anchors_in_a_region_to_ignore_are_objects_or_none(build):
 
 def test_images_without_objects_give_no_box_loss_but_gradients():
     rpn = rpn_of().train()
-    _, losses = rpn(batch(2), random_levels(2), [target([]), target([])])
+    losses = means(rpn(batch(2), random_levels(2), [target([]), target([])])[1])
     assert float(losses["loss_rpn_box_reg"].detach()) == 0.0 and float(losses["loss_objectness"].detach()) > 0
     sum(losses.values()).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in rpn.parameters())
+
+
+def test_network_in_training_is_another_with_the_same_weights():
+    rpn = rpn_of(cascade_rpn).eval()
+    twin = rpn.as_in_training()
+    assert (twin.pre_nms_top_n(), twin.post_nms_top_n()) == (2000, 2000)
+    assert not rpn.training and rpn.post_nms_top_n() == 1000 and twin.head is rpn.head
+    rpn.to(torch.float64)
+    assert all(one is other for one, other in zip(rpn.parameters(), twin.parameters(), strict=True))
 
 
 def test_published_numbers():
@@ -243,7 +253,7 @@ def test_published_numbers():
 
 def test_torchvision_style_is_what_torchvision_builds():
     rpn = rpn_of(torchvision_rpn_defaults)
-    assert type(rpn) is torchvision_rpn.RegionProposalNetwork
+    assert isinstance(rpn, torchvision_rpn.RegionProposalNetwork)
     assert rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
     assert (rpn.train().post_nms_top_n(), rpn.eval().post_nms_top_n()) == (2000, 1000)
     levels = random_levels()

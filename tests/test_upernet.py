@@ -12,6 +12,7 @@ from swin_dense.errors import ConfigError, DataError
 from swin_dense.heads.losses import segmentation_loss
 from swin_dense.heads.upernet import FCNHead, UPerHead, check_labels, enlarge, upernet
 from swin_dense.swin import SwinTransformer
+from swin_dense.training.loss_terms import means
 
 TINY = SwinConfig(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2), window_size=4, drop_path_rate=0.0)
 
@@ -150,6 +151,32 @@ def test_losses_are_those_of_both_heads():
         assert set(losses) == {"loss_segmentation", "loss_auxiliary"}
         assert losses["loss_segmentation"] == segmentation_loss(segmenter(images), labels)
         assert float(losses["loss_auxiliary"]) == pytest.approx(0.4 * float(segmentation_loss(auxiliary, labels)))
+
+
+def test_logits_are_the_same_bit_for_bit_with_losses_of_one_pass():
+    segmenter = segmenter_of(dropout=0.5).eval()
+    images, labels = torch.rand(2, 3, 41, 67), random_labels((2, 41, 67))
+    passes = []
+    segmenter.backbone.register_forward_hook(lambda *_: passes.append(1))
+    with torch.no_grad():
+        logits, losses = segmenter.logits_and_losses(images, labels)
+        assert len(passes) == 1
+        assert torch.equal(logits, segmenter(images)) and means(losses) == segmenter(images, labels)
+
+
+def test_losses_in_evaluation_are_those_of_training_where_nothing_is_random():
+    segmenter = randomise(segmenter_of(dropout=0.0)).double().eval()
+    images, labels = torch.rand(2, 3, 41, 67).double(), random_labels((2, 41, 67))
+    with torch.no_grad():
+        _, found = segmenter.logits_and_losses(images, labels)
+        for module in segmenter.train().modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        wanted = segmenter(images, labels)
+        of_batches = segmenter.train()(images, labels)
+    for name, loss in wanted.items():
+        assert float(found[name].mean) == pytest.approx(float(loss), rel=1e-12)
+        assert float(loss) != pytest.approx(float(of_batches[name]), rel=1e-6)
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (2, 3), (7, 33), (33, 7), (32, 32)])
