@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import zipfile
 
 import numpy as np
@@ -193,3 +194,14 @@ def test_atomic_write_killed_at_any_moment_leaves_a_whole_file(tmp_path):
 def test_checksum_is_that_of_the_bytes_before_it(checked):
     whole = checked.read_bytes()
     assert whole[-64:].decode() == hashlib.sha256(whole[: -len(b"sha256:") - 64]).hexdigest()
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path):
+    pipe, received = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    with atomic_write(pipe) as file:
+        file.write(b"content")
+    reader.join(timeout=10)
+    assert received == [b"content"] and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]

@@ -2,7 +2,12 @@ import random
 
 import torch
 
-from swin_dense.training.random_state import preserved_random_state, random_state, set_random_state
+from swin_dense.training.random_state import (
+    preserved_random_state,
+    random_state,
+    repeated_random_state,
+    set_random_state,
+)
 
 
 def draw():
@@ -32,3 +37,15 @@ def test_preserved_random_state_hides_the_draws_inside():
     with preserved_random_state():
         draw()
     assert draw() == expected
+
+
+def test_repeated_random_state_repeats_the_draws_inside_and_hides_them():
+    state = random_state()
+    expected = draw(), draw()
+    set_random_state(state)
+    inside, outside = [], []
+    for _ in range(2):
+        with repeated_random_state():
+            inside.append(draw())
+        outside.append(draw())
+    assert inside[0] == inside[1] and tuple(outside) == expected

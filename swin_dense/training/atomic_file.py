@@ -27,6 +27,7 @@ def atomic_write(path: Path, *, keep_as: Path | None = None) -> Iterator[BinaryI
 
     The new bytes lie in `<path>.tmp` in the same folder and are on the disk before the replacement, so that a crash
     at any moment leaves the old content or the new one under `path`, or, with `keep_as`, at least the old one there.
+    What is no file, such as /dev/null or a pipe, is written to and never replaced.
 
     Args:
         path: File to create or replace.
@@ -35,6 +36,10 @@ def atomic_write(path: Path, *, keep_as: Path | None = None) -> Iterator[BinaryI
     Yields:
         An empty binary file, open for writing and reading.
     """
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            yield file
+        return
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "w+b") as file:

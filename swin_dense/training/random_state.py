@@ -43,3 +43,14 @@ def preserved_random_state() -> Iterator[None]:
         yield
     finally:
         set_random_state(state)
+
+
+@contextmanager
+def repeated_random_state() -> Iterator[None]:
+    """Whatever is drawn inside the block is drawn alike every time, and leaves no trace outside it."""
+    with preserved_random_state():
+        random.seed(0)
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(0)  # of the current device, the one that is preserved
+        yield
