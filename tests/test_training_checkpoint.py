@@ -1,11 +1,12 @@
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from swin_dense.errors import CheckpointError, DivergenceError
-from swin_dense.training.atomic_file import write_checked
+from swin_dense.training.atomic_file import read_checked, write_checked
 from swin_dense.training.checkpoint import (
     capture_state,
     has_state,
@@ -16,15 +17,17 @@ from swin_dense.training.checkpoint import (
 )
 from swin_dense.training.optimizer import build_optimizer
 from swin_dense.training.schedule import poly_schedule
+from swin_dense.training.weight_average import WeightAverage
 
 
 class Run:
-    def __init__(self, seed=0, width=5, frozen=False):
+    def __init__(self, seed=0, width=5, frozen=False, average_decay=None):
         torch.manual_seed(seed)
         self.model = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 2))
         self.model[0].requires_grad_(not frozen)
         self.optimizer = build_optimizer(self.model, learning_rate=0.05, weight_decay=0.1)
         self.scheduler = poly_schedule(self.optimizer, total_steps=20, warmup_steps=3, warmup_start=0.1)
+        self.average = None if average_decay is None else WeightAverage(self.model, average_decay)
         self.parts = (self.model, self.optimizer, self.scheduler)
 
     def advance(self, steps):
@@ -33,10 +36,15 @@ class Run:
             self.model(torch.rand(7, 3) * random.random()).square().mean().backward()
             self.optimizer.step()
             self.scheduler.step()
+            if self.average is not None:
+                self.average.update()
         return self
 
     def save(self, folder, step, **settings):
-        return save_state(folder, capture_state(*self.parts, step=step, **settings))
+        return save_state(folder, capture_state(*self.parts, step=step, average=self.average, **settings))
+
+    def restore(self, folder):
+        return restore_state(load_state(folder).state, *self.parts, average=self.average)
 
 
 def assert_same_weights(first, second):
@@ -56,6 +64,59 @@ def test_restored_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
     resumed.advance(6)
     assert_same_weights(run, resumed)
     assert resumed.scheduler.get_last_lr() == run.scheduler.get_last_lr()
+
+
+def averaged_weights(run):
+    with run.average.applied():
+        return torch.cat([tensor.detach().flatten() for tensor in run.model.state_dict().values()])
+
+
+def test_restored_run_with_an_average_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
+    run = Run(average_decay=0.9)
+    run.advance(4).save(tmp_path, step=4)
+    run.advance(6)
+    resumed = Run(seed=9, average_decay=0.9)
+    assert resumed.restore(tmp_path) == ()
+    resumed.advance(6)
+    assert_same_weights(run, resumed)
+    assert torch.equal(averaged_weights(run), averaged_weights(resumed)) and resumed.average.updates == 10
+
+
+def test_average_that_was_not_saved_begins_with_the_restored_weights(tmp_path):
+    Run().advance(4).save(tmp_path, step=4)
+    resumed = Run(seed=9, average_decay=0.9)
+    (message,) = resumed.restore(tmp_path)
+    assert message == "the run was saved without an average of its weights: that begins with the restored ones."
+    weights = torch.cat([tensor.flatten() for tensor in resumed.model.state_dict().values()])
+    assert torch.equal(averaged_weights(resumed), weights) and resumed.average.updates == 0
+
+
+def test_average_that_is_not_wanted_any_more_is_given_up_in_words(tmp_path):
+    run = Run(average_decay=0.9)
+    run.advance(4).save(tmp_path, step=4)
+    resumed = Run(seed=9)
+    assert resumed.restore(tmp_path) == ("the average of the weights that the run was saved with is given up.",)
+    assert_same_weights(run, resumed)
+
+
+def test_restore_state_of_another_average_changes_nothing(tmp_path):
+    Run(average_decay=0.9).save(tmp_path, step=1)
+    state = load_state(tmp_path).state
+    resumed = Run(seed=9, average_decay=0.9)
+    before = averaged_weights(resumed)
+    with pytest.raises(CheckpointError, match=r"another model: tensors 9 missing"):
+        restore_state(replace(state, average={"updates": 1, "tensors": {}}), *resumed.parts, average=resumed.average)
+    weights = torch.cat([tensor.flatten() for tensor in resumed.model.state_dict().values()])
+    assert torch.equal(averaged_weights(resumed), before) and torch.equal(weights, before)
+
+
+def test_state_of_another_version_says_so(tmp_path):
+    Run().save(tmp_path, step=1)
+    content = read_checked(tmp_path / "last.pt")
+    del content["average"]
+    write_checked(tmp_path / "last.pt", {**content, "format": "swin_dense training state 1"})
+    with pytest.raises(CheckpointError, match=r"another version of this library: 'swin_dense training state 1', this"):
+        load_state(tmp_path)
 
 
 def test_save_state_keeps_the_previous_one(tmp_path):

@@ -1,5 +1,7 @@
 """The training state on disk: everything that a resumed run needs to continue bit for bit.
 
+The order of the data needs no state: batch n is a function of the seed and of n, also in the middle of an epoch, and
+the step tells n. There is no gradient scaler: mixed precision is bfloat16, which needs none.
 A run's folder holds `last.pt` and, as long as the newest has not proved itself, `previous.pt` before it.
 """
 
@@ -18,8 +20,10 @@ from swin_dense.errors import CheckpointError, DivergenceError
 from swin_dense.training.atomic_file import read_checked, write_checked
 from swin_dense.training.distributed import gather_objects, unwrap
 from swin_dense.training.random_state import RandomState, random_state, set_random_state
+from swin_dense.training.weight_average import AverageState, WeightAverage
 
-FORMAT = "swin_dense training state 1"
+FORMATS = "swin_dense training state"
+FORMAT = f"{FORMATS} 2"
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "last.pt.bad"
 SHOWN_NAMES = 5
 
@@ -34,6 +38,7 @@ class TrainingState:
         model: State dict, names without a wrapper's prefix.
         optimizer: State dict.
         scheduler: State dict.
+        average: State of the moving average of the weights, None where there is none.
         random_states: Generators of each process, by rank.
         threads: Threads that torch computed with; another number changes the last digits.
         extra: What the caller wants kept: settings, label map.
@@ -44,6 +49,7 @@ class TrainingState:
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
+    average: AverageState | None
     random_states: list[RandomState]
     threads: int
     extra: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +77,7 @@ def capture_state(
     *,
     step: int,
     best_score: float | None = None,
+    average: WeightAverage | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> TrainingState | None:
     """Collects the state; every process must call it. The tensors are the live ones: save before the next update.
@@ -92,6 +99,7 @@ def capture_state(
         model=weights,
         optimizer=optimizer.state_dict(),
         scheduler=scheduler.state_dict(),
+        average=None if average is None else average.state_dict(),
         random_states=random_states,
         threads=torch.get_num_threads(),
         extra=dict(extra or {}),
@@ -99,9 +107,15 @@ def capture_state(
 
 
 def restore_state(
-    state: TrainingState, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, *, rank: int = 0
+    state: TrainingState,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    *,
+    rank: int = 0,
+    average: WeightAverage | None = None,
 ) -> tuple[str, ...]:
-    """Puts a state back into model, optimiser, schedule and random generators; strict, and all or nothing.
+    """Puts a state back into model, average, optimiser, schedule and random generators; strict, and all or nothing.
 
     Learning rate, weight decay and the other settings of the optimiser become those of the state.
 
@@ -111,9 +125,10 @@ def restore_state(
         optimizer: Built over the same parameters.
         scheduler: Same schedule.
         rank: Number of this process, to take back its own random state.
+        average: Of the model's weights; where the state has none it begins with the restored weights.
 
     Returns:
-        What makes the continued run differ from the uninterrupted one in its last digits; mostly empty.
+        What makes the continued run differ from the uninterrupted one; mostly empty.
 
     Raises:
         CheckpointError: The state belongs to another model or optimiser. Nothing was changed.
@@ -121,10 +136,19 @@ def restore_state(
     bare_model = unwrap(model)
     _require_same_tensors(bare_model.state_dict(), state.model)
     _require_same_groups(optimizer.state_dict()["param_groups"], state.optimizer.get("param_groups", []))
+    if average is not None and state.average is not None:
+        _require_same_tensors(average.state_dict()["tensors"], state.average["tensors"])
     bare_model.load_state_dict(state.model)
     optimizer.load_state_dict(state.optimizer)
     scheduler.load_state_dict(state.scheduler)
     messages = []
+    if average is not None and state.average is not None:
+        average.load_state_dict(state.average)
+    elif average is not None:
+        average.restart()
+        messages.append("the run was saved without an average of its weights: that begins with the restored ones.")
+    elif state.average is not None:
+        messages.append("the average of the weights that the run was saved with is given up.")
     if rank < len(state.random_states):
         set_random_state(state.random_states[rank])
     else:
@@ -199,10 +223,14 @@ def read_state(path: Path) -> TrainingState:
     """
     content = read_checked(path)
     names = [item.name for item in fields(TrainingState)]
-    if content.pop("format", None) != FORMAT or sorted(content) != sorted(names):
+    found = content.pop("format", None)
+    if found != FORMAT and str(found).startswith(FORMATS):
         raise CheckpointError(
-            f"{path}: is no training state of this version, it holds {sorted(content)[:SHOWN_NAMES]}."
+            f"{path}: is of another version of this library: {found!r}, this one reads {FORMAT!r}. Finish the run with "
+            "the version that began it, or begin anew with model.weights set to the model it left."
         )
+    if found != FORMAT or sorted(content) != sorted(names):
+        raise CheckpointError(f"{path}: is no training state, it holds {sorted(content)[:SHOWN_NAMES]}.")
     return TrainingState(**content)
 
 
@@ -244,5 +272,5 @@ def _require_same_groups(expected: Sequence[Mapping[str, Any]], got: Sequence[Ma
             "the checkpoint is of another optimiser: "
             f"its groups hold {[len(group['params']) for group in got]} parameters, "
             f"wanted {[len(group['params']) for group in expected]} with the same names. "
-            "Freeze the same parts as in the saved run."
+            "Freeze the same parts as in the saved run, and switch layer decay on or off as there."
         )
