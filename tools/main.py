@@ -14,7 +14,7 @@ from typing import NoReturn, Protocol, cast
 
 from swin_dense.errors import Interrupted, SwinDenseError
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "features", "check", "weights", "convert", "benchmark")
+COMMANDS = ("demo", "plan", "train", "evaluate", "predict", "features", "check", "weights", "convert", "benchmark")
 
 
 class Command(Protocol):
