@@ -1,30 +1,40 @@
 """Measure this library beside others on your machine, in one run; the figures of two machines or days do not compare.
 
-`--json` writes what is printed: {"machine": ..., "data": ...} with every repetition's time.
+`--json` writes what is printed: {"machine": ..., "data", "ignored" or "training": ...} with every repetition.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_PACKAGES = ("swin-dense", "torch", "torchvision", "numpy", "pillow", "pycocotools", "albumentations")
+from swin_dense.errors import Interrupted
 
-HELP = "Measure speed and memory beside another library, in one run on this machine."
+if TYPE_CHECKING:
+    Parts = argparse._SubParsersAction[argparse.ArgumentParser]
+    Machine = Mapping[str, str]
+    Figures = dict[str, Any]
+
+HELP = "Measure speed, memory and training beside other libraries, in one run on this machine."
 EXAMPLE = """  swin-dense benchmark data
   swin-dense benchmark data --annotations instances_val2017.json --images val2017 --repeats 9 --json data.json
-  swin-dense benchmark data --memory --workers 1 8          (some minutes, 4 GB)"""
+  swin-dense benchmark data --memory --workers 1 8          (some minutes, 4 GB)
+  swin-dense benchmark ignored --seeds 0 1 2                (half an hour)
+  swin-dense benchmark training shapes_semantic data=shapes model.backbone={} --minutes 20 --document training.md"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
+    _add_data(parts)
+    _add_ignored(parts)
+    _add_training(parts)
+
+
+def _add_data(parts: Parts) -> None:
     text = "time to load an image with its objects, beside torchvision; or memory of the loader's workers"
     data = parts.add_parser("data", help=text, description=text, allow_abbrev=False)
     data.add_argument("--annotations", type=Path, metavar="JSON", help="COCO annotation file; default: generated data")
@@ -38,43 +48,92 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--workers", type=int, nargs="+", default=[1, 8], metavar="N", help="with --memory: how many; default: 1 8"
     )
-    data.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error arose")
-    data.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    _add_shared(data)
+
+
+def _add_ignored(parts: Parts) -> None:
+    text = "scores of a detector that leaves crowd regions out of its losses, beside one that learns them as background"
+    ignored = parts.add_parser("ignored", help=text, description=text, allow_abbrev=False)
+    ignored.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of data and training; default: 0 1 2"
+    )
+    ignored.add_argument("--steps", type=int, default=300, metavar="N", help="of each training; default: 300")
+    ignored.add_argument(
+        "--share", type=float, default=0.3, metavar="X", help="of the training objects to ignore; default: 0.3"
+    )
+    ignored.add_argument(
+        "--runs", type=Path, metavar="DIR", help="keep data and runs, and go on with what is there; default: keep none"
+    )
+    ignored.add_argument("--document", type=Path, metavar="FILE", help="write the figures as a page, Markdown")
+    _add_shared(ignored)
+
+
+def _add_training(parts: Parts) -> None:
+    text = "scores after the same training time, beside another library's model of the same kind"
+    training = parts.add_parser("training", help=text, description=text, allow_abbrev=False)
+    training.add_argument("recipe", metavar="RECIPE", help="a recipe's name or file; UPerNet or Mask R-CNN with swin_t")
+    training.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to it, such as data=DIR")
+    training.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the trainings; default: 0 1 2"
+    )
+    training.add_argument("--minutes", type=float, default=10.0, metavar="X", help="of each training; default: 10")
+    training.add_argument("--scores", type=int, default=5, metavar="N", help="how often each is scored; default: 5")
+    training.add_argument(
+        "--document", type=Path, metavar="FILE", help="write the figures as a page, Markdown, and a picture beside it"
+    )
+    _add_shared(training)
+
+
+def _add_shared(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error arose")
+    part.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, write what was asked for."""
+    from swin_dense.tools.machine import describe_machine, machine_line
     from swin_dense.tools.tables import write_json
 
-    _require_fitting(arguments)
     machine = describe_machine()
-    print("  ".join(f"{name} {value}" for name, value in machine.items()))
+    print(machine_line(machine))
+    try:
+        figures = _MEASURES[arguments.part](arguments, machine)
+    except Interrupted as interruption:
+        left = "start again" if getattr(arguments, "runs", None) is None else "the same command goes on from there"
+        print(f"swin-dense benchmark: stopped; {left}", file=sys.stderr)
+        return interruption.exit_code
+    write_json(arguments.json, {"machine": machine, arguments.part: figures})
+    return 0
+
+
+def _measure_data(arguments: argparse.Namespace, machine: Machine) -> Figures:
+    _require_fitting(arguments)
     if arguments.memory:
         from swin_dense.tools.benchmark_memory import measure_memory as measure
     else:
         from swin_dense.tools.benchmark_data import measure_loading as measure
-    figures = measure(arguments)
-    write_json(arguments.json, {"machine": machine, "data": figures})
-    return 0
+    return measure(arguments)
 
 
-def describe_machine() -> dict[str, str]:
-    """Date, processor and versions, without which a figure says nothing."""
-    described = {
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "device": f"cpu ({_processor()}, {os.cpu_count()} cores)",
-        "python": platform.python_version(),
-    }
-    return described | {name: version(name) for name in _PACKAGES}
+def _measure_ignored(arguments: argparse.Namespace, machine: Machine) -> Figures:
+    from swin_dense.tools.benchmark_ignored import measure_ignored, write_document
+
+    figures = measure_ignored(arguments)
+    if arguments.document is not None:
+        write_document(arguments.document, figures, machine)
+    return figures
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+def _measure_training(arguments: argparse.Namespace, machine: Machine) -> Figures:
+    from swin_dense.tools.benchmark_training import measure_training, write_document
+
+    figures = measure_training(arguments)
+    if arguments.document is not None:
+        write_document(arguments.document, figures, machine)
+    return figures
+
+
+_MEASURES = {"data": _measure_data, "ignored": _measure_ignored, "training": _measure_training}
 
 
 def _require_fitting(arguments: argparse.Namespace) -> None:
