@@ -21,6 +21,7 @@ from swin_dense.tools.predictors import load_predictor
 from swin_dense.tools.recipe import read_recipe
 from swin_dense.tools.tasks import task_of
 from swin_dense.training.distributed import Process
+from swin_dense.training.loss_terms import means
 from swin_dense.training.metrics_file import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,7 +60,12 @@ def test_training_data_are_crops_of_one_size(make_task):
     assert task.batch_groups(data) is None
     batch = task.collate([data[(0, 0)], data[(0, 23)]])
     assert batch.images.shape == (2, 3, 16, 16) and batch.labels.tolist() == [0, 2]
-    assert batch.describe() == "images blue/0.png, red/7.png"
+    assert batch.describe() == "images blue/0.png, red/7.png (16 x 16)"
+    parts = batch.split(5)
+    assert [part.ids for part in parts] == [["blue/0.png"], ["red/7.png"]]
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    assert [part.labels.tolist() for part in parts] == [[0], [2]]
+    assert sorted(batch.plain()) == ["images", "labels", "names"]
 
 
 def test_loss_is_smoothed_cross_entropy_of_normalised_images(make_task):
@@ -67,7 +73,7 @@ def test_loss_is_smoothed_cross_entropy_of_normalised_images(make_task):
     data = task.training_data()
     batch = task.collate([data[(0, index)] for index in (0, 9, 20)])
     model = task.build_model(3).eval()
-    (loss,) = task.losses(model, batch, CPU).values()
+    (loss,) = means(task.losses(model, batch, CPU)).values()
     log_shares = model(normalised(batch.images)).log_softmax(dim=1)
     true = log_shares[torch.arange(3), batch.labels]
     assert torch.allclose(loss, -(0.9 * true + 0.1 * log_shares.mean(dim=1)).mean(), rtol=1e-5)
@@ -81,7 +87,7 @@ def test_mixed_batches_have_the_shares_of_both_classes(make_task, monkeypatch):
     data, model = task.training_data(), task.build_model(3).eval()
     batch = task.collate([data[(0, 0)], data[(0, 20)]])
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
-    (loss,) = task.losses(model, batch, CPU).values()
+    (loss,) = means(task.losses(model, batch, CPU)).values()
     assert asked == [((16, 16), 0.8, 1.0)]
     assert torch.allclose(seen[0], mix.images(normalised(batch.images)))
     targets = torch.tensor([[0.7, 0, 0.3], [0.3, 0, 0.7]])
@@ -175,7 +181,7 @@ def test_pictures_without_files_are_trained_on_and_scored(classification_words, 
     monkeypatch.setattr(classification_task, "read_cifar10", lambda root, split: images)
     words = classification_words("dataset.format=cifar10", "schedule.steps=1", "augmentation.padding=4")
     assert main(["train", *words, "--out", str(tmp_path / "run"), "--device", "cpu"]) == 0
-    assert {path.name for path in (tmp_path / "run" / "pictures").iterdir()} == {"00000_p0.png", "00004_p4.png"}
+    assert {path.name for path in (tmp_path / "run" / "pictures").glob("*.png")} == {"00000_p0.png", "00004_p4.png"}
     model, out = str(tmp_path / "run" / "best.safetensors"), tmp_path / "p.json"
     assert main(["evaluate", model, "--predictions", str(out), "--device", "cpu"]) == 0
     found = json.loads(out.read_text())["classifications"]
@@ -208,7 +214,7 @@ def test_picture_marks_the_true_class(make_task, classification_run):
 def test_run_folder_holds_scores_and_pictures(classification_run):
     names = {path.name for path in classification_run.folder.iterdir()}
     assert {"best.safetensors", "last.safetensors", "scores.json", "metrics.csv", "curves.png", "recipe.yaml"} < names
-    assert [path.name for path in sorted((classification_run.folder / "pictures").iterdir())] == [
+    assert [path.name for path in sorted((classification_run.folder / "pictures").glob("*.png"))] == [
         "00000_0.png",
         "00008_2.png",
     ]

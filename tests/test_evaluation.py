@@ -5,6 +5,7 @@ import torch
 from swin_dense.tools.evaluation import default_workers, evaluate, flat, spread
 from swin_dense.tools.tasks import Evaluator, ValidationData
 from swin_dense.training.distributed import Process
+from swin_dense.training.loss_terms import LossTerm
 
 CPU = torch.device("cpu")
 
@@ -21,6 +22,9 @@ class Numbers(ValidationData[int]):
 
     def picture(self, index, predictor, prediction):
         return np.zeros((1, 1, 3), np.uint8)
+
+    def target(self, index, size_hw):
+        return float(index), size_hw
 
 
 class Collector(Evaluator[int]):
@@ -40,6 +44,14 @@ class Collector(Evaluator[int]):
 
 class Squares:
     """Predicts the square of the number in the file's name; sizes must travel with their paths."""
+
+    gives_losses = True
+
+    def predict_annotated(self, paths, sizes_hw, target_of, workers=0):
+        for position, prediction in self.predict_files(paths, sizes_hw, workers):
+            number, size_hw = target_of(position, (5, 7))
+            assert size_hw == (5, 7) and number**2 == prediction
+            yield position, prediction, {"loss_a": LossTerm(torch.tensor(number), 1)}
 
     def predict_files(self, paths, sizes_hw, workers=0):
         for position, (path, size_hw) in enumerate(zip(paths, sizes_hw, strict=True)):
@@ -77,6 +89,33 @@ def test_parts_of_other_processes_are_merged(monkeypatch):
     assert evaluate(Squares(), Numbers(2), Process(0, 0, 2, CPU)) == {0: 0, 1: 1}
     monkeypatch.setattr("swin_dense.tools.evaluation.gather_objects", lambda evaluator: None)
     assert evaluate(Squares(), Numbers(2), Process(1, 1, 2, CPU)) is None
+
+
+def test_losses_are_those_of_all_images_and_change_no_prediction():
+    plain = evaluate(Squares(), Numbers(5), Process(0, 0, 1, CPU))
+    scores = evaluate(Squares(), Numbers(5), Process(0, 0, 1, CPU), with_losses=True)
+    assert scores.pop("losses") == {"loss_a": 2.0} and scores == plain
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_losses_of_other_processes_are_merged(world_size, monkeypatch):
+    sent = []  # by each process its evaluator and its losses, the main process's last
+
+    def gather(value):
+        sent.append(value)
+        return None if rank else sent[-1:] + sent[-3::-2]
+
+    monkeypatch.setattr("swin_dense.tools.evaluation.gather_objects", gather)
+    for rank in reversed(range(world_size)):
+        scores = evaluate(Squares(), Numbers(5), Process(rank, rank, world_size, CPU), with_losses=True)
+        assert (scores is None) == (rank > 0)
+    assert scores == {"losses": {"loss_a": 2.0}, **{index: index**2 for index in range(5)}}
+
+
+def test_models_that_give_no_losses_are_scored_without():
+    predictor = Squares()
+    predictor.gives_losses = False
+    assert "losses" not in evaluate(predictor, Numbers(5), Process(0, 0, 1, CPU), with_losses=True)
 
 
 def test_default_workers_leave_the_cores_to_training_on_the_cpu():

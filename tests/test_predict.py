@@ -55,6 +55,18 @@ def test_tiles_are_asked_for_on_the_command_line(tiny_run, pictures, tmp_path, c
         assert np.array_equal(np.asarray(labels), wanted + 1)
 
 
+def test_several_views_are_asked_for_on_the_command_line(semantic_run, pictures, tmp_path, capsys):
+    assert predict(semantic_run, pictures[0], "--augmented", "--out", tmp_path / "out") == 0
+    wanted = load_predictor(semantic_run.last_model, overrides=["inference.augmented=true"])(read_image(pictures[0]))
+    with Image.open(tmp_path / "out" / "labels" / f"{pictures[0].stem}.png") as labels:
+        assert np.array_equal(np.asarray(labels), wanted + 1)
+
+
+def test_classifier_asked_for_several_views_is_2(classification_run, pictures, tmp_path, capsys):
+    assert predict(classification_run, pictures[0], "--augmented", "--out", tmp_path / "out") == 2
+    assert "a classifier sees an image once and whole" in capsys.readouterr().err
+
+
 def test_pictures_over_the_limit_need_a_word(semantic_run, pictures, tmp_path, capsys):
     assert predict(semantic_run, pictures[0], "--max-pixels", "1000", "--out", tmp_path / "out") == 3
     assert "allow more with --max-pixels" in capsys.readouterr().err

@@ -6,9 +6,11 @@ import yaml
 from swin_dense.errors import ConfigError, DataError
 from swin_dense.tools.main import main
 from swin_dense.tools.recipe import (
+    OptimizerSettings,
     Recipe,
     RunSettings,
     ScheduleSettings,
+    changed_values,
     find_recipe,
     read_recipe,
     recipe_from,
@@ -59,10 +61,29 @@ def test_either_epochs_or_steps(epochs, steps):
         Recipe(task="instance", schedule=ScheduleSettings(epochs=epochs, steps=steps))
 
 
-@pytest.mark.parametrize("name", ["workers", "pictures"])
+@pytest.mark.parametrize("name", ["workers", "pictures", "max_skipped_steps"])
 def test_counts_are_not_negative(name):
     with pytest.raises(ConfigError, match=rf"run\.{name} must be 0 or more, got -1"):
         Recipe(task="instance", schedule=ScheduleSettings(steps=1), run=RunSettings(**{name: -1}))
+
+
+@pytest.mark.parametrize(("batch_size", "rate"), [(16, 6e-5), (4, 1.5e-5), (24, 9e-5)])
+def test_learning_rate_follows_the_batch(batch_size, rate):
+    recipe = read_recipe("upernet_swin_t_160k", [f"optimizer.batch_size={batch_size}"])
+    assert recipe.optimizer.scaled_learning_rate() == pytest.approx(rate)
+    fixed = read_recipe("shapes_instance", [f"optimizer.batch_size={batch_size}"])
+    assert fixed.optimizer.scaled_learning_rate() == fixed.optimizer.learning_rate
+
+
+@pytest.mark.parametrize(("rate", "batch_size"), [(1e-4, 16), (6e-5, 48), (0.1 + 0.2, 49)])
+def test_learning_rate_of_the_reference_batch_is_exact(rate, batch_size):
+    settings = OptimizerSettings(learning_rate=rate, batch_size=batch_size, reference_batch_size=batch_size)
+    assert settings.scaled_learning_rate() == rate
+
+
+def test_reference_batch_size_is_at_least_1():
+    with pytest.raises(ConfigError, match=r"optimizer\.reference_batch_size must be 1 or more, or null, got 0"):
+        read_recipe("shapes_instance", ["optimizer.reference_batch_size=0"])
 
 
 def test_copy_paste_needs_images_of_one_size():
@@ -149,3 +170,16 @@ def test_data_folder_becomes_absolute_and_must_be_there(tmp_path, monkeypatch):
     assert recipe_from({"task": "semantic", "schedule": {"steps": 1}}, [], "x").with_absolute_data().data is None
     with pytest.raises(DataError, match="data=cocoa: there is no such folder; pass the folder of the data set"):
         read_recipe("mask_rcnn_swin_t_1x", ["data=cocoa"]).with_absolute_data()
+
+
+def test_changed_values_are_named_with_both():
+    before = read_recipe("shapes_semantic", ["data=a"]).to_dict()
+    assert changed_values(before, read_recipe("shapes_semantic", ["data=a"])) == []
+    after = read_recipe("shapes_semantic", ["data=b", "optimizer.batch_size=4", "model.head.channels=32"])
+    assert changed_values(before, after) == [
+        "data is 'b', no longer 'a'",
+        "model.head.channels is 32, no longer 64",
+        "optimizer.batch_size is 4, no longer 8",
+    ]
+    del before["run"]["pictures"]  # a key that the version before did not have
+    assert "run.pictures is 12, no longer None" in changed_values(before, after)

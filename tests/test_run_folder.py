@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,7 +15,7 @@ from swin_dense.training.metrics_file import MetricsFile, read_metrics
 def test_run_leaves_everything_that_is_promised(tiny_run):
     names = {path.name for path in tiny_run.folder.iterdir()}
     wanted = {"recipe.yaml", "metrics.csv", "curves.png", "best.safetensors", "last.safetensors", "scores.json"}
-    assert names == wanted | {"pictures", "last.pt", "previous.pt"}
+    assert names == wanted | {"pictures", "last.pt", "previous.pt", "report.html", "environment.json"}
     assert all(name in (run_folder.__doc__ or "") for name in names)
 
 
@@ -64,10 +63,13 @@ def test_run_scores_are_those_of_the_last_step(tiny_run):
     else:
         assert last["val_mIoU"] == scores["mIoU"]
     assert "triangle" in scores["per_class"]
+    assert {name: last[f"val_{name}"] for name in scores["losses"]} == scores["losses"]
+    assert last["val_loss"] == sum(scores["losses"].values())
+    assert {name for name in last if name.startswith("loss_")} == set(scores["losses"])
 
 
 def test_run_pictures_are_validation_images_side_by_side(tiny_run):
-    pictures = sorted((tiny_run.folder / "pictures").iterdir())
+    pictures = sorted((tiny_run.folder / "pictures").glob("*.png"))
     assert [picture.name for picture in pictures] == ["00000_shapes_100001.png", "00003_shapes_100004.png"]
     for picture in pictures:
         with Image.open(picture) as image:
@@ -88,6 +90,31 @@ def test_taken_folder_is_refused_unless_resumed(tmp_path):
         RunFolder(tmp_path).require_startable(resume=True)
     (tmp_path / "last.pt").touch()
     RunFolder(tmp_path).require_startable(resume=True)
+    assert RunFolder(tmp_path).has_state()
+
+
+def test_run_that_was_killed_early_is_startable(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "recipe.yaml.tmp").touch()
+    folder.require_startable(resume=False)
+    folder.write_recipe(read_recipe("shapes_semantic"))
+    with pytest.raises(ConfigError, match="is not empty"):
+        folder.require_startable(resume=False)
+    folder.require_startable(resume=True)
+    assert not folder.has_state() and [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_folder_belongs_to_the_call_of_torchrun_that_wrote_last(tmp_path, monkeypatch):
+    folder, recipe = RunFolder(tmp_path), read_recipe("shapes_semantic")
+    for call in ("one", "two"):
+        assert not folder.belongs_to(call)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", call)
+        folder.write_recipe(recipe)
+        assert folder.belongs_to(call) and not folder.belongs_to(None)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    folder.write_recipe(recipe)
+    assert not folder.belongs_to("two") and not folder.belongs_to(None)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 def test_folder_writes_read_back(tmp_path):
@@ -95,12 +122,10 @@ def test_folder_writes_read_back(tmp_path):
     recipe = read_recipe("shapes_semantic")
     folder.write_recipe(recipe)
     assert read_recipe(str(folder.path / "recipe.yaml")) == recipe
-    folder.write_scores({"mIoU": None, "aAcc": 0.5}, 7)
-    assert json.loads(folder.scores.read_text()) == {"step": 7, "mIoU": None, "aAcc": 0.5}
-    picture = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
-    folder.write_picture("x", picture)
-    with Image.open(folder.pictures / "x.png") as image:
-        assert np.array_equal(np.asarray(image), picture)
+    folder.write_scores({"mIoU": None, "aAcc": 0.5}, {"mIoU": None}, 7)
+    assert json.loads(folder.scores.read_text()) == {"step": 7, "table": {"mIoU": None}, "mIoU": None, "aAcc": 0.5}
+    folder.write_environment({"command": "train"})
+    assert json.loads(folder.environment.read_text()) == {"command": "train"}
     MetricsFile(folder.metrics).append(1, {"loss": 2.0})
     folder.draw_curves()
     assert folder.curves.is_file()

@@ -2,15 +2,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from swin_dense.config import SwinConfig
+from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.datasets.ade20k import ADE20K_LABELS
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import ConfigError, DataError, ImageError
+from swin_dense.heads.upernet import upernet
 from swin_dense.tools.evaluation import evaluate
 from swin_dense.tools.recipe import read_recipe
-from swin_dense.tools.semantic_task import write_label
+from swin_dense.tools.semantic_task import SemanticBatch, write_label
 from swin_dense.tools.tasks import task_of
+from swin_dense.training.atomic_file import write_checked
 from swin_dense.training.distributed import Process
+from swin_dense.training.loss_terms import means
+from swin_dense.training.micro_batches import add_gradient, add_gradient_in_parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -44,11 +51,51 @@ def test_training_data_are_crops_of_one_size(make_task):
     assert task.batch_groups(data) is None
     batch = task.collate([data[(0, 0)], data[(0, 3)]])
     assert batch.images.shape == (2, 3, 64, 64) and batch.labels.shape == (2, 64, 64)
-    assert batch.describe() == f"images {data.names[0]}, {data.names[3]}"
+    assert batch.ids == [data.names[0], data.names[3]]
+    assert batch.describe() == f"images {data.names[0]}, {data.names[3]} (64 x 64)"
     torch.manual_seed(0)
-    losses = task.losses(task.build_model(10).train(), batch, CPU)
+    losses = means(task.losses(task.build_model(10).train(), batch, CPU))
     assert set(losses) == {"loss_segmentation", "loss_auxiliary"}
     assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
+
+
+def test_batch_splits_and_can_be_saved(make_task, tmp_path):
+    task = make_task()
+    data = task.training_data()
+    batch = task.collate([data[(0, index)] for index in range(3)])
+    parts = batch.split(2)
+    assert [part.ids for part in parts] == [batch.ids[:1], batch.ids[1:]]
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
+    write_checked(tmp_path / "batch.pt", batch.plain())
+    read = SemanticBatch(**torch.load(tmp_path / "batch.pt", weights_only=True))
+    assert read.names == batch.names and torch.equal(read.images, batch.images)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_a_batch_add_up_to_its_gradient(parts):
+    config = SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=4, drop_path_rate=0.0)
+    torch.manual_seed(0)
+    model = upernet(config, 5, channels=8, auxiliary_channels=8, dropout=0.0).double().train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    labels = torch.randint(5, (3, 41, 37))
+    labels[0, :30] = labels[1] = IGNORED_LABEL
+    batch = SemanticBatch(torch.rand(3, 3, 41, 37, dtype=torch.float64), labels, ["a", "b", "c"])
+
+    def forward(part):
+        return model.loss_terms(part.images, part.labels)
+
+    whole = add_gradient(forward, batch, 3)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    in_parts = add_gradient_in_parts(forward, batch.split(parts), 3, lambda: None)
+    assert {name: float(loss) for name, loss in in_parts.items()} == pytest.approx(
+        {name: float(loss) for name, loss in whole.items()}, abs=1e-12
+    )
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=1e-12)
 
 
 def test_classes_from_a_file_a_list_and_a_preset(make_task):
@@ -80,7 +127,8 @@ def test_perfect_prediction_scores_one_and_is_saved_in_the_files_values(make_tas
     task = make_task()
     validation = task.validation_data(task.label_map())
     scores = evaluate(Perfect(validation.dataset), validation, Process(0, 0, 1, CPU), predictions=tmp_path / "new")
-    assert task.table(scores) == {"mIoU": 1.0, "mAcc": 1.0, "aAcc": 1.0}
+    assert task.table(scores) == dict.fromkeys(("mIoU", "mAcc", "aAcc", "image_mIoU", "boundary_mIoU"), 1.0)
+    assert scores["worst_images"] == [] and not scores["explanations"]
     for index, name in enumerate(validation.dataset.names):
         with Image.open(tmp_path / "new" / f"{name}.png") as image:
             saved = np.asarray(image)
@@ -122,6 +170,15 @@ def test_own_folders_replace_the_usual_places(semantic_tree, make_task):
     validation = task.validation_data(task.label_map())
     assert [path.name for path in validation.paths] == [f"scene_{number}.png" for number in range(4)]
     assert validation.sizes_hw == [validation.dataset.label(index).shape for index in range(4)]
+
+
+def test_validation_targets_are_label_maps_of_the_size_of_the_image(make_task):
+    task = make_task()
+    validation = task.validation_data(task.label_map())
+    label = validation.dataset.label(1)
+    found = validation.target(1, (37, 53))
+    assert found.dtype == torch.uint8 and found.shape == (37, 53) and set(found.unique().tolist()) <= set(label.flat)
+    assert np.array_equal(validation.target(1, label.shape).numpy(), label)
 
 
 def test_picture_puts_truth_beside_prediction(make_task, semantic_run):

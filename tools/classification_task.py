@@ -23,19 +23,19 @@ from swin_dense.datasets.classification_dataset import (
     read_class_folders,
 )
 from swin_dense.datasets.classification_evaluation import ClassificationAccuracy
+from swin_dense.datasets.classification_transforms import classification_training
 from swin_dense.datasets.drawing import draw_classification
 from swin_dense.datasets.labels import LabelMap, require_same_labels
 from swin_dense.datasets.mixing import draw_mix
-from swin_dense.datasets.transforms import classification_training
 from swin_dense.errors import ConfigError
 from swin_dense.heads.backbones import Normalize
+from swin_dense.heads.losses import image_loss
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.tools.predictors import ClassificationPredictor, Predictor
 from swin_dense.tools.tables import write_json
 from swin_dense.tools.tasks import Evaluator, Scores, Task, ValidationData
-
-LABEL_SMOOTHING = 0.1
-"""Of the official training: this share of each image's class is spread over all classes."""
+from swin_dense.training.loss_terms import LossTerm
+from swin_dense.training.micro_batches import even_slices
 
 _WRITTEN_SCORES = 10  # all of a thousand classes would make gigabytes of ImageNet's validation set
 
@@ -48,9 +48,26 @@ class ClassificationBatch:
     labels: Tensor
     names: list[str]
 
+    @property
+    def ids(self) -> list[str]:
+        """The pictures' names."""
+        return self.names
+
     def describe(self) -> str:
-        """The pictures' names, for messages."""
-        return f"images {', '.join(self.names)}"
+        """The pictures' names and their size, for messages."""
+        height, width = self.images.shape[2:]
+        return f"images {', '.join(self.names)} ({height} x {width})"
+
+    def split(self, parts: int) -> list[ClassificationBatch]:
+        """Batches of fewer images."""
+        return [
+            ClassificationBatch(self.images[part], self.labels[part], self.names[part])
+            for part in even_slices(len(self.names), parts)
+        ]
+
+    def plain(self) -> dict[str, Any]:
+        """All of it, to be saved."""
+        return dict(vars(self))
 
     def pin_memory(self) -> ClassificationBatch:
         """In memory that a GPU copies from without waiting."""
@@ -111,7 +128,7 @@ class ClassificationTask(Task[ClassificationSample, ClassificationBatch, np.ndar
             [sample.name for sample in samples],
         )
 
-    def losses(self, model: nn.Module, batch: ClassificationBatch, device: torch.device) -> Mapping[str, Tensor]:
+    def losses(self, model: nn.Module, batch: ClassificationBatch, device: torch.device) -> Mapping[str, LossTerm]:
         """Cross-entropy with smoothed labels, of mixed images where the recipe mixes."""
         images = _normalize(device)(batch.images.to(device, non_blocking=True).float() / 255)
         augmentation = self.recipe.augmentation
@@ -120,7 +137,12 @@ class ClassificationTask(Task[ClassificationSample, ClassificationBatch, np.ndar
         logits = at_least_float32(model(mix.images(images)))
         labels = batch.labels.to(device, non_blocking=True)
         targets = mix.targets(functional.one_hot(labels, logits.shape[1]).to(logits.dtype))
-        return {"loss_classification": functional.cross_entropy(logits, targets, label_smoothing=LABEL_SMOOTHING)}
+        return {"loss_classification": LossTerm(image_loss(logits, targets), len(labels))}
+
+    def sample_picture(self, sample: ClassificationSample, label_map: LabelMap) -> np.ndarray:
+        """The class below the image; before images are blended, which is done on whole batches."""
+        scores = np.eye(len(label_map))[sample.label]
+        return draw_classification(sample.image.permute(1, 2, 0).numpy(), scores, label_map, sample.label)
 
     def predictor(self, model: nn.Module, label_map: LabelMap, device: torch.device) -> ClassificationPredictor:
         """Class probabilities."""
@@ -147,6 +169,10 @@ class ClassificationValidation(ValidationData[np.ndarray]):
     def evaluator(self, predictions: Path | None = None) -> ClassificationEvaluator:
         """Accuracy over the whole set; predictions go into a JSON file."""
         return ClassificationEvaluator(self.dataset, predictions)
+
+    def target(self, index: int, size_hw: tuple[int, int]) -> int:
+        """The class."""
+        return int(self.dataset.labels[index])
 
     def picture(self, index: int, predictor: Predictor[np.ndarray], prediction: np.ndarray) -> np.ndarray:
         """The most probable classes below the image, the true one marked."""

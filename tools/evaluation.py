@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 
 from swin_dense.tools.predictors import Predictor
 from swin_dense.tools.tasks import Scores, ValidationData
+from swin_dense.tools.validation_losses import ValidationLosses
 from swin_dense.training.distributed import Process, gather_objects
+from swin_dense.training.loss_terms import LossTerm
 
 
 def evaluate(
@@ -20,6 +23,7 @@ def evaluate(
     process: Process,
     *,
     workers: int = 0,
+    with_losses: bool = False,
     predictions: Path | None = None,
     on_prediction: Callable[[int, Any], None] | None = None,
 ) -> Scores | None:
@@ -30,33 +34,55 @@ def evaluate(
         validation: Annotated images.
         process: This process; each takes its share of the images.
         workers: Processes that read and resize images.
+        with_losses: Compute the losses of the images too, from the same pass; predictions stay the same bit for bit. A
+            model that sees tiles, windows or several views of an image has none, nor has one with soft suppression:
+            only its scores are given.
         predictions: Where to save the predictions, or None.
         on_prediction: Gets the index and the prediction of each image of this process.
 
     Returns:
-        The scores in the main process, None in the others.
+        The scores in the main process, None in the others. "losses" among them are those of `ValidationLosses.means`.
     """
+    with_losses = with_losses and predictor.gives_losses
+    losses = ValidationLosses()
     evaluator = validation.evaluator(predictions)
     share = range(process.rank, len(validation.paths), process.world_size)
-    for index, prediction in _predictions(predictor, validation, share, workers):
+    for index, prediction, terms in _predictions(predictor, validation, share, workers, with_losses):
         evaluator.add(index, prediction)
+        if with_losses:
+            losses.add(index, terms)
         if on_prediction is not None:
             on_prediction(index, prediction)
     evaluators = gather_objects(evaluator)
-    if evaluators is None:
+    all_losses = gather_objects(losses) if with_losses else []
+    if evaluators is None or all_losses is None:
         return None
     for other in evaluators[1:]:
         evaluator.merge(other)
-    return evaluator.finish()
+    scores = evaluator.finish()
+    if not with_losses:
+        return scores
+    for others in all_losses[1:]:
+        losses.merge(others)
+    return {**scores, "losses": losses.means()}
 
 
 def _predictions(
-    predictor: Predictor[Any], validation: ValidationData[Any], share: Sequence[int], workers: int
-) -> Iterator[tuple[int, Any]]:
+    predictor: Predictor[Any], validation: ValidationData[Any], share: Sequence[int], workers: int, with_losses: bool
+) -> Iterator[tuple[int, Any, Mapping[str, LossTerm]]]:
     paths = [validation.paths[index] for index in share]
     sizes_hw = [validation.sizes_hw[index] for index in share]
+    if with_losses:
+        target_of = partial(_target, validation, share)
+        for position, prediction, terms in predictor.predict_annotated(paths, sizes_hw, target_of, workers):
+            yield share[position], prediction, terms
+        return
     for position, prediction in predictor.predict_files(paths, sizes_hw, workers):
-        yield share[position], prediction
+        yield share[position], prediction, {}
+
+
+def _target(validation: ValidationData[Any], share: Sequence[int], position: int, size_hw: tuple[int, int]) -> Any:  # noqa: ANN401
+    return validation.target(share[position], size_hw)
 
 
 def default_workers(process: Process) -> int:

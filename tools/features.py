@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from swin_dense.datasets.images import read_image
     from swin_dense.datasets.transforms import instance_inference
-    from swin_dense.tools.predictors import resized
+    from swin_dense.tools.image_views import resized
     from swin_dense.tools.progress_bar import tracked
     from swin_dense.training.distributed import process_from_environment
 

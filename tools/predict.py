@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for drawings and results")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     parser.add_argument("--score", type=float, default=0.5, metavar="S", help="draw objects from this score on")
+    parser.add_argument(
+        "--augmented", action="store_true", help="see each image in several sizes and flipped, as published ms + flip"
+    )
     add_tile_arguments(parser)
 
 
@@ -54,6 +57,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     device = process_from_environment(arguments.device).device
     overrides = [f"inference.drawn_score={arguments.score}", *tile_overrides(arguments)]
+    if arguments.augmented:
+        overrides.append("inference.augmented=true")
     predictor: Any = load_predictor(arguments.model, device, overrides)
     found: list[dict[str, Any]] = []
     for path, name in tracked(list(zip(paths, named_apart(paths), strict=True)), "predicting"):

@@ -134,6 +134,18 @@ class InferenceSettings:
             `scale`, which are for whole images: 1 leaves every image, small or large, at its own pixels.
         max_detections: Instance, with tiles: the most objects of one image, best first; null keeps all. The model's own
             limit holds for each tile.
+        soft_nms: Instance: boxes that overlap lower each other's scores instead of removing each other, as published
+            for HTC++; null is the suppression that the model was built with.
+        slide_crop_hw: Semantic: the model sees the resized image in windows of this size, and the logits of windows
+            that overlap are averaged (mmsegmentation's "slide"); null shows it whole, as in the published Swin models.
+        slide_stride_hw: From one window to the next; null is two thirds of the window, as BEiT and ConvNeXt have it:
+            341 of 512, 426 of 640.
+        augmented: Instance, semantic: see each image in several sizes, as the other `augmented_` values say, and put
+            the results together: class probabilities are averaged, boxes suppress each other, masks are averaged.
+        augmented_short_edges: Instance: in place of `short_edge`; detectron2's, as nobody published those of Swin.
+        augmented_max_long_edge: Instance: in place of `max_long_edge`; detectron2's.
+        augmented_ratios: Semantic: `scale` times each of these; the published ones.
+        augmented_flip: See each size flipped as well.
     """
 
     short_edge: int = 800
@@ -145,6 +157,14 @@ class InferenceSettings:
     tile_overlap: int = 128
     tile_scale: float = 1.0
     max_detections: int | None = None
+    soft_nms: Literal["linear", "gaussian"] | None = None
+    slide_crop_hw: tuple[int, int] | None = None
+    slide_stride_hw: tuple[int, int] | None = None
+    augmented: bool = False
+    augmented_short_edges: tuple[int, ...] = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
+    augmented_max_long_edge: int = 4000
+    augmented_ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    augmented_flip: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +172,12 @@ class OptimizerSettings:
     """AdamW, and what one step is.
 
     Attributes:
-        learning_rate: For steps of `batch_size` images.
+        learning_rate: For steps of `reference_batch_size` images.
+        reference_batch_size: The learning rate follows `batch_size` in proportion, as in the official ImageNet training
+            with AdamW; null takes it as it is. Lengths in steps, such as the warm-up's, stay.
+        layer_decay: Each block of the backbone learns at this many times the rate of the next one; 1 for all alike.
+        average_decay: Evaluate and keep an exponential moving average of the weights with this decay; null does
+            without.
         weight_decay: Not applied to LayerNorms, relative position biases and position embeddings.
         batch_size: Images of one step, over all processes and micro-batches.
         micro_batch_size: Images that one process handles at once; null is its whole share of the step.
@@ -161,11 +186,20 @@ class OptimizerSettings:
     """
 
     learning_rate: float = 1e-4
+    reference_batch_size: int | None = None
+    layer_decay: float = 1.0
+    average_decay: float | None = None
     weight_decay: float = 0.05
     batch_size: int = 16
     micro_batch_size: int | None = None
     max_gradient_norm: float | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def scaled_learning_rate(self) -> float:
+        """The learning rate for steps of `batch_size` images."""
+        if self.reference_batch_size is None:
+            return self.learning_rate
+        return self.learning_rate * (self.batch_size / self.reference_batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +213,7 @@ class ScheduleSettings:
         milestones: Of "step", in the unit that the length is given in.
         power: Of "poly"; 1 is a straight line.
         minimum_factor: Of "poly" and "cosine": the last learning rate over the first.
-        warmup_steps: Steps of linear warm-up.
+        warmup_steps: Steps of linear warm-up, whatever the batch.
         warmup_start: The learning rate of the first step over the full one.
     """
 
@@ -203,7 +237,15 @@ class RunSettings:
         log_every_steps: A row of metrics.csv.
         checkpoint_every_steps: At most so many steps are lost.
         evaluate_every_steps: Validation; null only at the end.
+        validation_losses: Also compute the losses of the validation images, from the pass that predicts them; not where
+            the model sees tiles, windows or several views.
         pictures: Validation images drawn with ground truth beside prediction.
+        max_skipped_steps: So many steps in a row may have a loss or gradient that is not finite; they are skipped. One
+            more ends the run.
+        max_unreadable_images: So many training images may turn out to be unreadable; the next one stands in for each.
+            One more ends the run.
+        tensorboard: Also write the numbers of metrics.csv for TensorBoard, into `tensorboard/` of the run's folder.
+        loading_timeout_s: A batch that the workers do not bring in so many seconds is loaded anew; 0 waits for ever.
     """
 
     seed: int = 0
@@ -211,7 +253,12 @@ class RunSettings:
     log_every_steps: int = 50
     checkpoint_every_steps: int = 1000
     evaluate_every_steps: int | None = None
+    validation_losses: bool = True
     pictures: int = 8
+    max_skipped_steps: int = 10
+    max_unreadable_images: int = 10
+    tensorboard: bool = False
+    loading_timeout_s: int = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,9 +284,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.schedule.epochs is None) == (self.schedule.steps is None):
             raise ConfigError("recipe: give either schedule.epochs or schedule.steps, and set the other to null.")
-        for name, value in (("workers", self.run.workers), ("pictures", self.run.pictures)):
+        for name in ("workers", "pictures", "max_skipped_steps", "max_unreadable_images", "loading_timeout_s"):
+            value = getattr(self.run, name)
             if value is not None and value < 0:
                 raise ConfigError(f"recipe: run.{name} must be 0 or more, got {value}.")
+        reference = self.optimizer.reference_batch_size
+        if reference is not None and reference < 1:
+            raise ConfigError(f"recipe: optimizer.reference_batch_size must be 1 or more, or null, got {reference}.")
         if self.augmentation.copy_paste_probability and self.augmentation.jitter_size is None:
             raise ConfigError(
                 "recipe: augmentation.copy_paste_probability needs images of one size; "
@@ -302,6 +353,28 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str], where: str)
     for assignment in overrides:
         override(changed, assignment, Recipe)
     return build(Recipe, changed, where)
+
+
+def changed_values(before: Mapping[str, Any], after: Recipe) -> list[str]:
+    """What differs between two recipes, one sentence without a full stop for each value.
+
+    Args:
+        before: As `Recipe.to_dict` gave it, perhaps by another version of this library.
+        after: The recipe of now.
+    """
+    old, new = _leaves(before), _leaves(after.to_dict())
+    return [
+        f"{key} is {new.get(key)!r}, no longer {old.get(key)!r}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        leaves |= _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves
 
 
 def find_recipe(name_or_path: str) -> Path:

@@ -13,16 +13,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from swin_dense.datasets.ade20k import ADE20K_LABELS
+from swin_dense.datasets.class_names import read_class_names
 from swin_dense.datasets.drawing import draw_semantic, side_by_side
+from swin_dense.datasets.folders import find_semantic_split
+from swin_dense.datasets.geometry import Resize
 from swin_dense.datasets.images import image_size_hw
 from swin_dense.datasets.labels import LabelMap, require_same_labels
-from swin_dense.datasets.semantic import SemanticDataset, SemanticSample, find_semantic_split, read_class_names
-from swin_dense.datasets.semantic_evaluation import ConfusionMatrix
-from swin_dense.datasets.transforms import semantic_training
+from swin_dense.datasets.semantic import SemanticDataset, SemanticSample
+from swin_dense.datasets.semantic_scores import SemanticScores
+from swin_dense.datasets.semantic_transforms import semantic_training
 from swin_dense.errors import ConfigError
 from swin_dense.heads.upernet import UPerNet, upernet
 from swin_dense.tools.predictors import Predictor, SemanticPredictor
-from swin_dense.tools.tasks import Evaluator, Scores, Task, ValidationData
+from swin_dense.tools.tasks import NUM_WORST, Evaluator, Scores, Task, ValidationData
+from swin_dense.training.loss_terms import LossTerm
+from swin_dense.training.micro_batches import even_slices
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,26 @@ class SemanticBatch:
     labels: Tensor
     names: list[str]
 
+    @property
+    def ids(self) -> list[str]:
+        """The files' names."""
+        return self.names
+
     def describe(self) -> str:
-        """The file names, for messages."""
-        return f"images {', '.join(self.names)}"
+        """The files' names and their size, for messages."""
+        height, width = self.images.shape[2:]
+        return f"images {', '.join(self.names)} ({height} x {width})"
+
+    def split(self, parts: int) -> list[SemanticBatch]:
+        """Batches of fewer images."""
+        return [
+            SemanticBatch(self.images[part], self.labels[part], self.names[part])
+            for part in even_slices(len(self.names), parts)
+        ]
+
+    def plain(self) -> dict[str, Any]:
+        """All of it, to be saved."""
+        return dict(vars(self))
 
     def pin_memory(self) -> SemanticBatch:
         """In memory that a GPU copies from without waiting."""
@@ -46,6 +68,7 @@ class SemanticTask(Task[SemanticSample, SemanticBatch, np.ndarray]):
     """See `Task`."""
 
     main_score = "mIoU"
+    class_columns = ("IoU", "accuracy", "precision", "boundary_IoU")
 
     def training_data(self) -> SemanticDataset:
         """Augmented crops of one size."""
@@ -118,10 +141,15 @@ class SemanticTask(Task[SemanticSample, SemanticBatch, np.ndarray]):
         )
 
     @staticmethod
-    def losses(model: nn.Module, batch: SemanticBatch, device: torch.device) -> Mapping[str, Tensor]:
+    def losses(model: nn.Module, batch: SemanticBatch, device: torch.device) -> Mapping[str, LossTerm]:
         """The losses of the decoder and of the auxiliary head."""
         images = batch.images.to(device, non_blocking=True).float() / 255
-        return model(images, batch.labels.to(device, non_blocking=True))
+        assert isinstance(model, UPerNet)
+        return model.loss_terms(images, batch.labels.to(device, non_blocking=True))
+
+    def sample_picture(self, sample: SemanticSample, label_map: LabelMap) -> np.ndarray:
+        """The labels, laid over the image."""
+        return draw_semantic(sample.image.permute(1, 2, 0).numpy(), sample.label.numpy(), label_map)
 
     def predictor(self, model: nn.Module, label_map: LabelMap, device: torch.device) -> SemanticPredictor:
         """Class indices at the original size."""
@@ -129,8 +157,8 @@ class SemanticTask(Task[SemanticSample, SemanticBatch, np.ndarray]):
         return SemanticPredictor(model, label_map, self.recipe.inference, device)
 
     def table(self, scores: Scores) -> dict[str, float | None]:
-        """The three numbers usually reported."""
-        return {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")}
+        """The three numbers usually reported, and those of single images and of outlines."""
+        return {name: scores[name] for name in ("mIoU", "mAcc", "aAcc", "image_mIoU", "boundary_mIoU")}
 
 
 class SemanticValidation(ValidationData[np.ndarray]):
@@ -149,6 +177,10 @@ class SemanticValidation(ValidationData[np.ndarray]):
         """Mean IoU over the whole set; predictions go into a folder of label pictures."""
         return SemanticEvaluator(self.dataset, predictions)
 
+    def target(self, index: int, size_hw: tuple[int, int]) -> Tensor:
+        """The label map, (h, w) uint8."""
+        return torch.from_numpy(np.ascontiguousarray(Resize(size_hw).label(self.dataset.label(index))))
+
     def picture(self, index: int, predictor: Predictor[np.ndarray], prediction: np.ndarray) -> np.ndarray:
         """Given labels beside predicted ones."""
         image, label = self.dataset.raw(index)
@@ -157,7 +189,7 @@ class SemanticValidation(ValidationData[np.ndarray]):
 
 
 class SemanticEvaluator(Evaluator[np.ndarray]):
-    """Scores from one confusion matrix over all images.
+    """Mean IoU of collected label maps, and what is wrong with them.
 
     Args:
         dataset: The labelled images.
@@ -166,25 +198,29 @@ class SemanticEvaluator(Evaluator[np.ndarray]):
 
     def __init__(self, dataset: SemanticDataset, predictions: Path | None) -> None:
         self._dataset = dataset
-        self._confusion = ConfusionMatrix(dataset.label_map)
+        self._scores = SemanticScores(dataset.label_map)
         self._predictions = predictions
         if predictions is not None:
             predictions.mkdir(parents=True, exist_ok=True)
 
     def add(self, index: int, prediction: np.ndarray) -> None:
         """Take the prediction of one image."""
-        self._confusion.add(prediction, self._dataset.label(index))
+        self._scores.add(index, prediction, self._dataset.label(index))
         if self._predictions is not None:
             path = self._predictions / f"{self._dataset.names[index]}.png"
             write_label(path, prediction, self._dataset.label_map)
 
     def merge(self, other: Any) -> None:  # noqa: ANN401
         """Take what another process has collected."""
-        self._confusion.merge(other._confusion)
+        self._scores.merge(other._scores)
 
     def finish(self) -> Scores:
-        """{"mIoU", "mAcc", "aAcc", "per_class": {…}, "absent": […]}."""
-        return self._confusion.compute()
+        """As `SemanticScores.compute`, with the worst images."""
+        worst = [
+            {"index": index, "name": self._dataset.names[index], "mIoU": iou}
+            for index, iou in self._scores.worst_images(NUM_WORST)
+        ]
+        return {**self._scores.compute(), "worst_images": worst}
 
 
 def write_label(path: Path, prediction: np.ndarray, label_map: LabelMap) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from swin_dense.errors import ConfigError
 
 Cell = float | int | str | None
 
 
 def print_table(title: str, rows: Mapping[str, Cell | Mapping[str, Cell]]) -> None:
-    """Print names with their values, or with several named values each.
-
-    Fractions are printed with three digits, counts in groups of three, None as n/a.
+    """Print names with their values, or with several named values each, as `cell_text` shows them.
 
     Args:
         title: Above the table.
@@ -30,13 +31,14 @@ def print_table(title: str, rows: Mapping[str, Cell | Mapping[str, Cell]]) -> No
         table.add_column(column.replace("_", " "), justify="right")
     for name, value in rows.items():
         values = value.values() if isinstance(value, Mapping) else [value]
-        table.add_row(name, *(_text(value) for value in values))
+        table.add_row(name, *(cell_text(value) for value in values))
     console = Console(markup=False, emoji=False, highlight=False)  # names and paths may hold brackets and colons
     console.print(title, soft_wrap=True)
     console.print(table)
 
 
-def _text(value: Cell) -> str:
+def cell_text(value: Cell) -> str:
+    """A value as people read it: fractions with three digits, counts in groups of three, None as n/a."""
     if value is None:
         return "n/a"
     if isinstance(value, str):
@@ -44,11 +46,31 @@ def _text(value: Cell) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def per_class_table(scores: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:
-    """The scores of each class; one without ground truth has n/a everywhere."""
+def per_class_table(scores: Mapping[str, Any], columns: Sequence[str] = ()) -> dict[str, Mapping[str, float | None]]:
+    """The scores of each class, all or those named; one without ground truth has n/a everywhere."""
     per_class = scores["per_class"]
-    columns = next((list(values) for values in per_class.values() if values), [])
-    return {name: values or dict.fromkeys(columns) for name, values in per_class.items()}
+    columns = columns or next((list(values) for values in per_class.values() if values), [])
+    return {name: {column: (values or {}).get(column) for column in columns} for name, values in per_class.items()}
+
+
+def print_sentences(sentences: Sequence[str]) -> None:
+    """Print sentences, one below the other, as wide as the terminal."""
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    for sentence in sentences:
+        console.print(sentence)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work that it is to hold is done.
+
+    Raises:
+        ConfigError: The path is a folder, or its folder cannot be written to.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{path}: cannot be written; name a file in a folder that can.")
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from swin_dense.config import SwinConfig, variant_config
 from swin_dense.datasets.classification_dataset import ImageSource
@@ -17,13 +17,18 @@ from swin_dense.datasets.labels import LabelMap
 from swin_dense.errors import ConfigError
 from swin_dense.tools.predictors import Predictor
 from swin_dense.tools.recipe import Recipe
+from swin_dense.training.loss_terms import LossTerm
+from swin_dense.training.micro_batches import Batch as TrainingBatch
 from swin_dense.typed_values import convert, did_you_mean
 
 Sample = TypeVar("Sample")
 Sample_co = TypeVar("Sample_co", covariant=True)
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", bound=TrainingBatch)
 Prediction = TypeVar("Prediction")
 Scores = dict[str, Any]
+
+NUM_WORST = 8
+"""Images that an evaluation names as the worst."""
 
 
 class Task(ABC, Generic[Sample, Batch, Prediction]):
@@ -35,6 +40,9 @@ class Task(ABC, Generic[Sample, Batch, Prediction]):
 
     main_score: str
     """The name, in `table`, of the score that decides which model is best."""
+
+    class_columns: tuple[str, ...] = ()
+    """The scores of a class that the terminal shows; all where empty."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -61,8 +69,12 @@ class Task(ABC, Generic[Sample, Batch, Prediction]):
         """Samples to a batch."""
 
     @abstractmethod
-    def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> Mapping[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, device: torch.device) -> Mapping[str, LossTerm]:
         """The named losses of a batch, to be summed."""
+
+    @abstractmethod
+    def sample_picture(self, sample: Sample, label_map: LabelMap) -> np.ndarray:
+        """A training sample with its annotations drawn in, (h, w, 3) uint8."""
 
     @abstractmethod
     def predictor(self, model: nn.Module, label_map: LabelMap, device: torch.device) -> Predictor[Prediction]:
@@ -128,9 +140,24 @@ class ValidationData(ABC, Generic[Prediction]):
     paths: Sequence[ImageSource]
     sizes_hw: Sequence[tuple[int, int] | None]
 
+    def prove(self) -> list[str]:
+        """Feed ground truth as predictions, which must score 1.
+
+        Returns:
+            Sentences on what costs every model score; mostly none.
+
+        Raises:
+            DataError: The data set cannot be scored.
+        """
+        return []
+
     @abstractmethod
     def evaluator(self, predictions: Path | None = None) -> Evaluator[Prediction]:
         """A new, empty collector; `predictions` is where to save what it collects, in the data set's own ids."""
+
+    @abstractmethod
+    def target(self, index: int, size_hw: tuple[int, int]) -> Any:  # noqa: ANN401 - the task's own
+        """What the losses of one image compare with, resized as the image is: to (h, w)."""
 
     @abstractmethod
     def picture(self, index: int, predictor: Predictor[Prediction], prediction: Prediction) -> np.ndarray:
@@ -150,7 +177,11 @@ class Evaluator(ABC, Generic[Prediction]):
 
     @abstractmethod
     def finish(self) -> Scores:
-        """All scores, as fractions of 1; call it once, after the last prediction."""
+        """All scores, as fractions of 1; call it once, after the last prediction.
+
+        Beside the scores of the task: "per_class", by name; "explanations", sentences on scores that are 0 or missing;
+        "worst_images", the first of them the worst: {"index", "name" and what is wrong} of each.
+        """
 
 
 def task_of(recipe: Recipe) -> Task[Any, Any, Any]:

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or the path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes, such as data=/data/coco")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default: runs/<recipe>")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run in --out; torchrun's own restarts do so without it"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
 
@@ -57,11 +59,17 @@ def train(recipe: Recipe, folder: RunFolder, *, device: str = "auto", resume: bo
         SwinDenseError: Anything that a user can mend.
     """
     from swin_dense.tools.training_run import TrainingRun
-    from swin_dense.training.distributed import distributed
+    from swin_dense.training.distributed import any_process, barrier, distributed, restarted, torchrun_call
 
     with distributed(device) as process:
-        folder.require_startable(resume)
-        TrainingRun(recipe, folder, process).start(resume)
+        # The main process alone looks: the others might see what it writes next.
+        is_own, has_state = any_process(
+            [process.is_main and folder.belongs_to(torchrun_call()), process.is_main and folder.has_state()]
+        )
+        if not (restarted() and is_own):
+            folder.require_startable(resume)
+            barrier()
+        TrainingRun(recipe, folder, process).start(has_state)
 
 
 if __name__ == "__main__":

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from swin_dense.datasets.batches import TrainingBatches, batches_per_epoch
-from swin_dense.errors import ConfigError
+from swin_dense.datasets.labels import LabelMap, require_same_labels
+from swin_dense.errors import CheckpointError, ConfigError, Interrupted
 from swin_dense.heads.model_file import save_model
-from swin_dense.tools.evaluation import default_workers, evaluate, flat, spread
-from swin_dense.tools.recipe import Recipe, ScheduleSettings
+from swin_dense.tools.disk_writes import DiskWrites
+from swin_dense.tools.evaluation import default_workers, evaluate, flat
+from swin_dense.tools.machine import describe_machine
+from swin_dense.tools.recipe import Recipe, changed_values
 from swin_dense.tools.run_folder import RunFolder
+from swin_dense.tools.run_pictures import RunPictures
+from swin_dense.tools.run_report import write_report
+from swin_dense.tools.step_settings import build_schedule, optimizer_text, resolve_precision, split_batch
 from swin_dense.tools.tasks import task_of
-from swin_dense.training.checkpoint import capture_state, load_state, restore_state, save_state
-from swin_dense.training.distributed import Process, barrier, unwrap, wrap
+from swin_dense.tools.tensorboard_log import TensorboardLog
+from swin_dense.tools.training_batches import training_batches
+from swin_dense.tools.validation_losses import with_total
+from swin_dense.training.checkpoint import LAST, capture_state, load_state, restore_state, save_state
+from swin_dense.training.distributed import Process, barrier, share_rare, unwrap, wrap
+from swin_dense.training.events import Event, append_event
 from swin_dense.training.loop import LoopSettings, StepLog, train
 from swin_dense.training.metrics_file import MetricsFile
+from swin_dense.training.non_finite import SkippedSteps
 from swin_dense.training.optimizer import build_optimizer, change_settings
-from swin_dense.training.progress import Progress
-from swin_dense.training.schedule import cosine_schedule, poly_schedule, step_schedule
+from swin_dense.training.progress import Progress, peak_memory_bytes
+from swin_dense.training.weight_average import WeightAverage
 from swin_dense.weights import WeightsReport, load_weights
+
+METRICS = "metrics.csv"
+PICTURES = "pictures"
 
 
 class TrainingRun:
@@ -62,28 +78,39 @@ class TrainingRun:
         several_gpus = process.world_size > 1 and process.device.type == "cuda"
         self.model = wrap(model, process, synchronise_batch_norm=several_gpus)
         torch.manual_seed(recipe.run.seed + 1 + process.rank)  # processes drop and sample differently
-        settings = recipe.optimizer
-        self.optimizer: AdamW = build_optimizer(
-            unwrap(self.model), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self.optimizer: AdamW = build_optimizer(unwrap(self.model), **self._optimizer_settings())
+        decay = recipe.optimizer.average_decay
+        self.average = None if decay is None else WeightAverage(unwrap(self.model), decay)
         self.scheduler = build_schedule(self.optimizer, recipe.schedule, self.steps_per_epoch, self.total_steps)
         # Made here and not in the first evaluation, so that a wrong setting shows before hours of training.
         self.predictor = self.task.predictor(unwrap(self.model), self.label_map, process.device)
         self.best_score: float | None = None
+        self.tensorboard: TensorboardLog | None = None
+        self.skipped_steps = SkippedSteps()
+        self.writes = DiskWrites(self._tell)
+        self.pictures = RunPictures(folder, self.validation, self.predictor, recipe.run.pictures)
 
     def start(self, resume: bool) -> None:
-        """Run to the end; see `swin_dense.training.loop.train` for what may be raised."""
+        """Run to the end; see `swin_dense.training.loop.train` for what may be raised.
+
+        Raises:
+            CheckpointError: Files could not be written, to the end.
+        """
         start_step = self._restore() if resume else 0
         if self.process.is_main:
             self.folder.write_recipe(self.recipe)
             self.metrics = MetricsFile(self.folder.metrics, resume_step=start_step)
+            if self.recipe.run.tensorboard:
+                self.tensorboard = TensorboardLog(self.folder.path / "tensorboard", start_step)
             self._say(self._summary(start_step))
+            self._write_beginning(start_step)
         run, settings = self.recipe.run, self.recipe.optimizer
         loop_settings = LoopSettings(
             total_steps=self.total_steps,
             accumulation_steps=self.accumulation_steps,
             max_gradient_norm=settings.max_gradient_norm,
             precision=resolve_precision(settings.precision, self.process.device),
+            max_skipped_steps=run.max_skipped_steps,
             log_every_steps=run.log_every_steps,
             checkpoint_every_steps=run.checkpoint_every_steps,
             evaluate_every_steps=run.evaluate_every_steps or self.total_steps,
@@ -94,20 +121,61 @@ class TrainingRun:
             device=self.process.device,
             start_step=start_step,
         )
-        with self.progress:
-            train(
-                self.model,
-                self._batches(start_step),
-                partial(self.task.losses, device=self.process.device),
-                self.optimizer,
-                self.scheduler,
-                loop_settings,
-                device=self.process.device,
-                start_step=start_step,
-                on_log=self._log,
-                on_checkpoint=self._checkpoint,
-                on_evaluate=self._evaluate,
-            )
+        try:
+            with self.progress:
+                train(
+                    self.model,
+                    self.batches(start_step),
+                    partial(self.task.losses, device=self.process.device),
+                    self.optimizer,
+                    self.scheduler,
+                    loop_settings,
+                    device=self.process.device,
+                    start_step=start_step,
+                    skipped_steps=self.skipped_steps,
+                    bad_batches=self.folder.bad_batches,
+                    on_log=self._log,
+                    on_checkpoint=self._checkpoint,
+                    on_evaluate=self._evaluate,
+                    on_event=self._tell_once,
+                    after_update=None if self.average is None else self.average.update,
+                )
+        except Interrupted:
+            if complaint := self.writes.complaint(LAST):
+                raise CheckpointError(f"{self.folder.path}: stopped by a signal, but {complaint}") from None
+            raise
+        if complaints := share_rare(self.writes.complaint() or None):
+            raise CheckpointError(f"{self.folder.path}: the run is done, but {' '.join(complaints)}")
+
+    def _write_beginning(self, start_step: int) -> None:
+        """What a report says of how the run began; the ground truth is proved to score 1 before it judges a model."""
+        for note in self.validation.prove():
+            self._say(note)
+        environment = {
+            "command": shlex.join(sys.argv),
+            "total_steps": self.total_steps,
+            "processes": self.process.world_size,
+            "device": str(self.process.device),
+            "precision": resolve_precision(self.recipe.optimizer.precision, self.process.device),
+            "machine": describe_machine(),
+        }
+        self.writes.attempt(
+            self.folder.environment.name, start_step, partial(self.folder.write_environment, environment)
+        )
+        if start_step == 0:
+            keys = [key for batch in self._first_batches() for key in batch]
+            draw = partial(self.pictures.draw_training, self.task, self.training_data, keys)
+            self.writes.attempt(PICTURES, start_step, draw)
+
+    def _first_batches(self) -> TrainingBatches:
+        return TrainingBatches(
+            len(self.training_data),
+            self.micro_batch_size,
+            seed=self.recipe.run.seed,
+            groups=self.groups,
+            world_size=self.process.world_size,
+            num_batches=-(-self.recipe.run.pictures // self.micro_batch_size),
+        )
 
     def _load_weights(self, model: nn.Module) -> WeightsReport | None:
         weights = self.recipe.model.weights
@@ -131,76 +199,95 @@ class TrainingRun:
         assert schedule.epochs is not None
         return steps_per_epoch, schedule.epochs * steps_per_epoch
 
-    def _batches(self, start_step: int) -> Iterable[Any]:
-        batches = TrainingBatches(
-            len(self.training_data),
-            self.micro_batch_size,
-            seed=self.recipe.run.seed,
-            groups=self.groups,
-            rank=self.process.rank,
-            world_size=self.process.world_size,
-            start_batch=start_step * self.accumulation_steps,
-            num_batches=(self.total_steps - start_step) * self.accumulation_steps,
-        )
-        loader: Any = DataLoader  # its types know of integer keys only; ours are (epoch, index)
-        return loader(
+    def batches(self, start_step: int) -> Iterable[Any]:
+        """The batches of this process from a step on, which go on when pictures or loading processes fail."""
+        return training_batches(
             self.training_data,
-            batch_sampler=batches,
-            collate_fn=self.task.collate,
-            num_workers=self.workers,
-            pin_memory=self.process.device.type == "cuda",
-            generator=torch.Generator().manual_seed(self.recipe.run.seed),
+            self.task.collate,
+            self.recipe,
+            self.process,
+            groups=self.groups,
+            batch_size=self.micro_batch_size,
+            batches_per_step=self.accumulation_steps,
+            start_step=start_step,
+            total_steps=self.total_steps,
+            workers=self.workers,
+            tell=self._tell,
         )
 
     def _log(self, log: StepLog) -> None:
         if not self.process.is_main:
             return
         self.progress.update(log.step, log.losses, log.learning_rate)
-        row = {
+        row: dict[str, float | None] = {
             "loss": sum(log.losses.values()),
             **log.losses,
             "learning_rate": log.learning_rate,
             "gradient_norm": log.gradient_norm,
             "step_time_s": log.seconds,
             "data_time_s": log.data_seconds,
+            "peak_memory_gb": peak_memory_bytes(self.process.device) / 1e9,
         }
-        self.metrics.append(log.step, row)
+        self.writes.attempt(METRICS, log.step, partial(self._append, log.step, row))
+
+    def _append(self, step: int, row: dict[str, float | None]) -> None:
+        if METRICS in self.writes.failed:  # the last line may be torn
+            self.metrics = MetricsFile(self.folder.metrics, resume_step=step)
+        self.metrics.append(step, row)
+        if self.tensorboard is not None:
+            self.tensorboard.append(step, row)
 
     def _checkpoint(self, step: int) -> None:
-        state = capture_state(self.model, self.optimizer, self.scheduler, step=step, best_score=self.best_score)
+        state = capture_state(
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            step=step,
+            best_score=self.best_score,
+            average=self.average,
+            extra={
+                "skipped_steps": asdict(self.skipped_steps),
+                "labels": self.label_map.to_dict(),
+                "recipe": self.recipe.to_dict(),
+            },
+        )
         if state is not None:
-            save_state(self.folder.path, state)
+            self.writes.attempt(LAST, step, partial(save_state, self.folder.path, state))
 
     def _evaluate(self, step: int) -> None:
+        """Score and write the average of the weights where there is one, else the weights."""
+        with nullcontext() if self.average is None else self.average.applied():
+            self._evaluate_model(step)
+
+    def _evaluate_model(self, step: int) -> None:
         model = unwrap(self.model).eval()
-        self._share_buffers(model)
-        drawn = set(spread(self.recipe.run.pictures, len(self.validation.paths)))
 
         def note_and_draw(index: int, prediction: Any) -> None:  # noqa: ANN401
             if self.process.is_main:
                 self.progress.note("evaluating", index + 1, len(self.validation.paths))
-            if index in drawn:
-                picture = self.validation.picture(index, self.predictor, prediction)
-                self.folder.write_picture(f"{index:05d}_{self.validation.paths[index].stem}", picture)
+            self.writes.attempt(PICTURES, step, lambda: self.pictures.draw_validation(index, prediction))
 
         scores = evaluate(
-            self.predictor, self.validation, self.process, workers=self.workers, on_prediction=note_and_draw
+            self.predictor,
+            self.validation,
+            self.process,
+            workers=self.workers,
+            with_losses=self.recipe.run.validation_losses,
+            on_prediction=note_and_draw,
         )
         if scores is None:
             return
         table = self.task.table(scores)
-        self.metrics.append(step, flat(table, "val"))
-        self.folder.write_scores(scores, step)
-        self.folder.draw_curves()
+        losses = with_total(scores.get("losses", {}))
+        self.writes.attempt(METRICS, step, partial(self._append, step, flat({**table, **losses}, "val")))
+        self.writes.attempt(self.folder.scores.name, step, partial(self.folder.write_scores, scores, table, step))
+        self.writes.attempt(self.folder.curves.name, step, self.folder.draw_curves)
         self._write_models(model, step, table[self.task.main_score])
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in table.items() if value is not None)
-        self._say(f"step {step}: {shown}")
-
-    def _share_buffers(self, model: nn.Module) -> None:
-        """BatchNorm's running statistics of rank 0 for all: those of the others are not the ones that are saved."""
-        if self.process.world_size > 1:
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        self.writes.attempt(PICTURES, step, lambda: self.pictures.draw_worst(scores.get("worst_images", ())))
+        self.writes.attempt(self.folder.report.name, step, lambda: write_report(self.folder))
+        told = {**table, "loss": losses.get("loss")}
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in told.items() if value is not None)
+        self._say("\n".join([f"step {step}: {shown}", *scores.get("explanations", ())]))
 
     def _write_models(self, model: nn.Module, step: int, score: float | None) -> None:
         about = {
@@ -209,10 +296,14 @@ class TrainingRun:
             "step": step,
             "score": {self.task.main_score: score},
         }
-        save_model(self.folder.last_model, model, about)  # type: ignore[arg-type]
-        if self.best_score is None or (score is not None and score > self.best_score):
+
+        def saved(path: Path) -> bool:
+            return self.writes.attempt(path.name, step, lambda: save_model(path, model, about))  # type: ignore[arg-type]
+
+        saved(self.folder.last_model)
+        is_best = self.best_score is None or (score is not None and score > self.best_score)
+        if is_best and saved(self.folder.best_model):
             self.best_score = score
-            save_model(self.folder.best_model, model, about)  # type: ignore[arg-type]
 
     def _restore(self) -> int:
         loaded = load_state(self.folder.path)
@@ -221,19 +312,32 @@ class TrainingRun:
                 f"{self.folder.path}: the run is at step {loaded.state.step} already, the recipe ends at step "
                 f"{self.total_steps}; raise schedule.steps or schedule.epochs to go on."
             )
-        messages = restore_state(loaded.state, self.model, self.optimizer, self.scheduler, rank=self.process.rank)
-        settings = self.recipe.optimizer
-        change_settings(
+        extra = loaded.state.extra
+        saved_labels = LabelMap.from_dict(extra["labels"])
+        require_same_labels(saved_labels, self.label_map, f"{self.folder.path}: the run goes on with other data")
+        messages = restore_state(
+            loaded.state,
+            self.model,
             self.optimizer,
             self.scheduler,
-            unwrap(self.model),
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
+            rank=self.process.rank,
+            average=self.average,
         )
+        change_settings(self.optimizer, self.scheduler, unwrap(self.model), **self._optimizer_settings())
         self.best_score = loaded.state.best_score
-        for message in (*loaded.messages, *messages):
+        self.skipped_steps = SkippedSteps(**extra["skipped_steps"])
+        changes = [f"since the run was stopped, {change}" for change in changed_values(extra["recipe"], self.recipe)]
+        for message in (*loaded.messages, *messages, *changes):
             self._say(message)
         return loaded.state.step
+
+    def _optimizer_settings(self) -> dict[str, float]:
+        settings = self.recipe.optimizer
+        return {
+            "learning_rate": settings.scaled_learning_rate(),
+            "weight_decay": settings.weight_decay,
+            "layer_decay": settings.layer_decay,
+        }
 
     def _summary(self, start_step: int) -> str:
         process, settings = self.process, self.recipe.optimizer
@@ -242,8 +346,8 @@ class TrainingRun:
         shares = f"{process.world_size} x {self.micro_batch_size} x {self.accumulation_steps}"
         lines = [
             f"{images}, {len(self.label_map)} classes; {parameters / 1e6:.1f} M parameters",
-            f"{self.total_steps} steps of {settings.batch_size} images ({shares}) on {process.device}, "
-            f"learning rate {settings.learning_rate:g}",
+            f"{self.total_steps} steps of {settings.batch_size} images ({shares}) on {process.device}",
+            optimizer_text(self.recipe),
         ]
         if start_step:
             lines.append(f"the run goes on after step {start_step}")
@@ -257,60 +361,17 @@ class TrainingRun:
             lines.append(f"in the annotations: {unusual}")
         return "\n".join(lines)
 
+    def _tell_once(self, event: Event) -> None:
+        """What all processes know."""
+        if self.process.is_main:
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        """What this process knows."""
+        print(event.text, file=sys.stderr, flush=True)
+        with suppress(OSError):  # a full disk has been told of
+            append_event(self.folder.events, event)
+
     def _say(self, text: str) -> None:
         if self.process.is_main:
             print(text, file=sys.stderr, flush=True)
-
-
-def split_batch(recipe: Recipe, world_size: int) -> tuple[int, int]:
-    """How a step's images are shared: the micro-batch of one process, and how many of these make a step.
-
-    Raises:
-        ConfigError: The batch does not divide.
-    """
-    total, micro = recipe.optimizer.batch_size, recipe.optimizer.micro_batch_size
-    if micro is None:
-        micro = total // world_size
-    if micro < 1 or total % (micro * world_size):
-        raise ConfigError(
-            f"optimizer.batch_size={total} must be a multiple of {world_size} processes x "
-            f"optimizer.micro_batch_size={recipe.optimizer.micro_batch_size}; change one of them."
-        )
-    return micro, total // (micro * world_size)
-
-
-def resolve_precision(
-    wanted: Literal["auto", "float32", "bfloat16"], device: torch.device
-) -> Literal["float32", "bfloat16"]:
-    """The precision to train in: what is wanted, or for "auto" bfloat16 on a GPU that has it and float32 elsewhere."""
-    if wanted != "auto":
-        return wanted
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-
-
-def build_schedule(optimizer: AdamW, settings: ScheduleSettings, steps_per_epoch: int, total_steps: int) -> LRScheduler:
-    """The schedule of a recipe, milestones turned into steps."""
-    if settings.decay == "poly":
-        return poly_schedule(
-            optimizer,
-            total_steps=total_steps,
-            warmup_steps=settings.warmup_steps,
-            warmup_start=settings.warmup_start,
-            power=settings.power,
-            minimum=settings.minimum_factor,
-        )
-    if settings.decay == "cosine":
-        return cosine_schedule(
-            optimizer,
-            total_steps=total_steps,
-            warmup_steps=settings.warmup_steps,
-            warmup_start=settings.warmup_start,
-            minimum=settings.minimum_factor,
-        )
-    unit = steps_per_epoch if settings.epochs is not None else 1
-    return step_schedule(
-        optimizer,
-        warmup_steps=settings.warmup_steps,
-        warmup_start=settings.warmup_start,
-        milestones=[milestone * unit for milestone in settings.milestones],
-    )
