@@ -22,6 +22,7 @@ HELP = "Measure speed, memory and training beside other libraries, in one run on
 EXAMPLE = """  swin-dense benchmark data
   swin-dense benchmark data --annotations instances_val2017.json --images val2017 --repeats 9 --json data.json
   swin-dense benchmark data --memory --workers 1 8          (some minutes, 4 GB)
+  swin-dense benchmark data --dense                         (10 GB for torchvision)
   swin-dense benchmark ignored --seeds 0 1 2                (half an hour)
   swin-dense benchmark training shapes_semantic data=shapes model.backbone={} --minutes 20 --document training.md"""
 
@@ -45,6 +46,7 @@ def _add_data(parts: Parts) -> None:
     data.add_argument("--repeats", type=int, default=7, metavar="N", help="how often to load every image; default: 7")
     data.add_argument("--pictures", type=int, default=20, metavar="N", help="how many images; default: 20")
     data.add_argument("--memory", action="store_true", help="measure memory instead, on a file of COCO's size")
+    data.add_argument("--dense", action="store_true", help="measure memory of one large image with 300 objects instead")
     data.add_argument(
         "--workers", type=int, nargs="+", default=[1, 8], metavar="N", help="with --memory: how many; default: 1 8"
     )
@@ -110,6 +112,8 @@ def _measure_data(arguments: argparse.Namespace, machine: Machine) -> Figures:
     _require_fitting(arguments)
     if arguments.memory:
         from swin_dense.tools.benchmark_memory import measure_memory as measure
+    elif arguments.dense:
+        from swin_dense.tools.benchmark_dense import measure_dense as measure
     else:
         from swin_dense.tools.benchmark_data import measure_loading as measure
     return measure(arguments)
@@ -141,8 +145,10 @@ def _require_fitting(arguments: argparse.Namespace) -> None:
 
     if (arguments.annotations is None) != (arguments.images is None):
         raise ConfigError("--annotations and --images go together.")
-    if arguments.memory and arguments.annotations is not None:
-        raise ConfigError("--memory measures a generated annotation file; leave out --annotations and --images.")
+    if (arguments.memory or arguments.dense) and arguments.annotations is not None:
+        raise ConfigError("--memory and --dense measure generated data; leave out --annotations and --images.")
+    if arguments.memory and arguments.dense:
+        raise ConfigError("--memory and --dense are two measurements; choose one.")
     for name in ("repeats", "pictures"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")

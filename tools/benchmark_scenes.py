@@ -21,14 +21,17 @@ _SIZE_HW = (480, 640)
 _CORNERS = (8, 44)
 
 
-def write_scenes(folder: Path, num_images: int, objects_each: int, seed: int = 0) -> tuple[Path, Path]:
-    """Write 480 × 640 JPEG pictures with polygons, as a COCO data set.
+def write_scenes(
+    folder: Path, num_images: int, objects_each: int, seed: int = 0, size_hw: tuple[int, int] = _SIZE_HW
+) -> tuple[Path, Path]:
+    """Write JPEG pictures with polygons, as a COCO data set.
 
     Args:
         folder: Where to; it is there already.
         num_images: How many pictures.
         objects_each: Objects in each of them.
         seed: Of the pictures and the outlines.
+        size_hw: (height, width) of each picture.
 
     Returns:
         The annotation file and the folder of the images.
@@ -41,13 +44,13 @@ def write_scenes(folder: Path, num_images: int, objects_each: int, seed: int = 0
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(1, num_images + 1):
-        images.append(_image_entry(number))
-        small = generator.integers(0, 256, (*(side // 8 for side in _SIZE_HW), 3), np.uint8)
-        picture = Image.fromarray(small).resize(_SIZE_HW[::-1], Image.Resampling.BICUBIC)  # as smooth as a photograph
+        images.append(_image_entry(number, size_hw))
+        small = generator.integers(0, 256, (*(side // 8 for side in size_hw), 3), np.uint8)
+        picture = Image.fromarray(small).resize(size_hw[::-1], Image.Resampling.BICUBIC)  # as smooth as a photograph
         picture.save(image_folder / images[-1]["file_name"], quality=95)
         for _ in range(objects_each):
             annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": 1, **_polygon_entry(generator)}
+                {"id": len(annotations) + 1, "image_id": number, "category_id": 1, **_polygon_entry(generator, size_hw)}
             )
     annotation_file = folder / "instances.json"
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
@@ -85,15 +88,15 @@ def write_large_annotations(
         file.write(f'], "categories": {json.dumps(categories)}}}')
 
 
-def _image_entry(number: int) -> dict[str, Any]:
-    return {"id": number, "file_name": f"{number:012}.jpg", "height": _SIZE_HW[0], "width": _SIZE_HW[1]}
+def _image_entry(number: int, size_hw: tuple[int, int] = _SIZE_HW) -> dict[str, Any]:
+    return {"id": number, "file_name": f"{number:012}.jpg", "height": size_hw[0], "width": size_hw[1]}
 
 
-def _polygon_entry(generator: np.random.Generator) -> dict[str, Any]:
+def _polygon_entry(generator: np.random.Generator, size_hw: tuple[int, int] = _SIZE_HW) -> dict[str, Any]:
     """An outline around a centre: every ray meets it once, so that its area is that of its corners."""
     num_corners = int(generator.integers(*_CORNERS))
     half_wh = generator.uniform(12, 90, 2)
-    centre = generator.uniform(half_wh, np.array(_SIZE_HW[::-1]) - half_wh)
+    centre = generator.uniform(half_wh, np.array(size_hw[::-1]) - half_wh)
     angles = np.linspace(0, 2 * np.pi, num_corners, endpoint=False)
     reach = generator.uniform(0.6, 1.0, num_corners)
     points = np.round(centre + np.stack([np.cos(angles), np.sin(angles)], 1) * reach[:, None] * half_wh, 2)
