@@ -12,7 +12,7 @@ import argparse
 import io
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +44,7 @@ def measure_dense(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_image(
-    loaders: dict[str, Callable[[Path, Path], Callable[[], None]]], num_objects: int, size_hw: tuple[int, int]
+    loaders: Mapping[str, Callable[[Path, Path], Callable[[], None]]], num_objects: int, size_hw: tuple[int, int]
 ) -> dict[str, dict[str, float]]:
     """MiB that each loader's process takes for one image.
 
