@@ -1,6 +1,9 @@
 import json
 
-from swin_dense.tools.tables import per_class_table, print_table, write_json
+import pytest
+
+from swin_dense.errors import ConfigError
+from swin_dense.tools.tables import per_class_table, print_sentences, print_table, require_writable, write_json
 
 
 def test_print_table_shows_names_values_and_gaps(capsys):
@@ -52,3 +55,22 @@ def test_write_json_makes_the_folder_and_reads_back(tmp_path):
     assert json.loads(path.read_text()) == content and path.read_text().endswith("\n")
     write_json(None, content)
     assert list(tmp_path.iterdir()) == [path.parent]
+
+
+def test_per_class_table_can_show_some_scores_only():
+    scores = {"per_class": {"a": None, "b": {"IoU": 0.5, "accuracy": 1.0}}}
+    assert per_class_table(scores, ("accuracy",)) == {"a": {"accuracy": None}, "b": {"accuracy": 1.0}}
+
+
+def test_print_sentences_are_lines_of_plain_text(capsys):
+    print_sentences(["AP is [bold]0[/bold].", ":smile: stays"])
+    assert capsys.readouterr().out.splitlines() == ["AP is [bold]0[/bold].", ":smile: stays"]
+
+
+def test_files_that_cannot_be_written_are_refused_early(tmp_path):
+    require_writable(tmp_path / "new" / "folders" / "scores.json")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "scores.json"):
+        with pytest.raises(ConfigError, match="cannot be written; name a file in a folder that can"):
+            require_writable(path)
