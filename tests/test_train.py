@@ -204,21 +204,46 @@ def test_label_value_out_of_range_is_3_and_named(tiny_words, tmp_path, capsys):
     assert ".png" in line and "value" in line
 
 
+@pytest.fixture
+def broken_words(tiny_words, shapes_root, tmp_path):
+    def words(count, *changes):
+        """A semantic run whose first training pictures, so many of six, are cut short."""
+        broken = tmp_path / "data"
+        for part in ("images/training", "annotations/training"):
+            (broken / part).mkdir(parents=True)
+            for path in (shapes_root / part).iterdir():
+                (broken / part / path.name).write_bytes(path.read_bytes())
+        for path in sorted((broken / "images" / "training").iterdir())[:count]:
+            path.write_bytes(path.read_bytes()[:200])
+        files = [f"dataset.train_images={broken / 'images/training'}"]
+        files += [f"dataset.train_annotations={broken / 'annotations/training'}"]
+        return tiny_words("semantic", *files, *changes)
+
+    return words
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_picture_is_3_and_named(workers, tiny_words, shapes_root, tmp_path, capsys):
-    broken = tmp_path / "data"
-    for part in ("images/training", "annotations/training"):
-        (broken / part).mkdir(parents=True)
-        for path in (shapes_root / part).iterdir():
-            (broken / part / path.name).write_bytes(path.read_bytes())
-    for path in (broken / "images" / "training").iterdir():
-        path.write_bytes(path.read_bytes()[:200])
-    files = [f"dataset.train_images={broken / 'images/training'}", f"run.workers={workers}"]
-    files += [f"dataset.train_annotations={broken / 'annotations/training'}"]
-    assert train(tiny_words("semantic", *files), tmp_path / "run") == 3
+def test_broken_picture_is_3_and_named(workers, broken_words, tmp_path, capsys):
+    assert train(broken_words(6, f"run.workers={workers}"), tmp_path / "run") == 3
     shown = capsys.readouterr().err
     assert "swin-dense train: " in shown and ".jpg" in shown
     assert "Traceback" not in shown and "DataLoader" not in shown
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_one_broken_picture_is_told_of_and_training_goes_on(workers, broken_words, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(broken_words(1, f"run.workers={workers}"), out) == 0
+    (event,) = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert event["kind"] == "unreadable" and "another stands in for a picture. " in event["text"]
+    assert "shapes_000001.jpg" in event["text"] and event["text"] in capsys.readouterr().err
+    assert read_metrics(out / "metrics.csv")[-1]["step"] == 4 and "1 unreadable" in (out / "report.html").read_text()
+
+
+def test_more_broken_pictures_than_allowed_are_3(broken_words, tmp_path, capsys):
+    assert train(broken_words(2, "run.max_unreadable_images=1"), tmp_path / "run") == 3
+    shown = capsys.readouterr().err
+    assert "2 pictures could not be read, more than run.max_unreadable_images=1" in shown and "Traceback" not in shown
 
 
 def test_default_folder_is_named_after_the_recipe(tiny_words, tmp_path, monkeypatch, capsys):

@@ -277,3 +277,25 @@ def test_summary_shows_the_receipt_of_the_weights(make_run, tmp_path):
     run = make_run("semantic", f"model.weights={path}")
     receipt = [line for line in run._summary(start_step=0).splitlines() if "100.0% of the backbone" in line]
     assert receipt and str(path) in receipt[0]
+
+
+def test_a_run_goes_on_with_the_classes_that_it_began_with(tiny_words, shapes_root, tmp_path, capsys):
+    out, names = tmp_path / "run", (shapes_root / "classes.txt").read_text().split("\n")
+    assert main(["train", *tiny_words("semantic"), "--out", str(out), "--device", "cpu"]) == 0
+    (tmp_path / "classes.txt").write_text("\n".join([names[1], names[0], *names[2:]]))
+    words = tiny_words("semantic", f"dataset.classes={tmp_path / 'classes.txt'}", "schedule.steps=5")
+    capsys.readouterr()
+    assert main(["train", *words, "--out", str(out), "--device", "cpu", "--resume"]) == 3
+    shown = capsys.readouterr().err
+    assert "the run goes on with other data: its classes differ" in shown
+    assert f"1 {names[0]}, 2 {names[1]}" in shown and f"1 {names[1]}, 2 {names[0]}" in shown
+
+
+def test_what_changed_since_a_run_was_stopped_is_told(tiny_words, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", *tiny_words("semantic"), "--out", str(out), "--device", "cpu"]) == 0
+    words = tiny_words("semantic", "schedule.steps=5", "augmentation.flip_probability=0.25")
+    assert main(["train", *words, "--out", str(out), "--device", "cpu", "--resume"]) == 0
+    shown = capsys.readouterr().err
+    assert "since the run was stopped, augmentation.flip_probability is 0.25, no longer 0.5" in shown
+    assert shown.count("since the run was stopped") == 2
