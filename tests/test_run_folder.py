@@ -102,6 +102,8 @@ def test_run_that_was_killed_early_is_startable(tmp_path):
         folder.require_startable(resume=False)
     folder.require_startable(resume=True)
     assert not folder.has_state() and [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    (tmp_path / "recipe.yaml").rename(tmp_path / "torchrun.txt")
+    folder.require_startable(resume=True)
 
 
 def test_folder_belongs_to_the_call_of_torchrun_that_wrote_last(tmp_path, monkeypatch):

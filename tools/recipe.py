@@ -30,8 +30,8 @@ class DatasetSettings:
         train_annotations: Instance: COCO JSON; semantic: folder of label pictures.
         val_images: As `train_images`.
         val_annotations: As `train_annotations`.
-        classes: Semantic only: "ade20k", a file with one name per line, or the names; value i of a label picture is
-            name i, counted from `first_value`.
+        classes: Semantic only: "ade20k", a file with one name per line, the names, or how many; value i of a label
+            picture is class i, counted from `first_value`.
         first_value: Semantic only: the value of the first class in the label pictures.
         ignored_values: Semantic only: values that mean "no label" (255 always does, unless it is a class).
     """
@@ -41,7 +41,7 @@ class DatasetSettings:
     train_annotations: str | None = None
     val_images: str | None = None
     val_annotations: str | None = None
-    classes: str | tuple[str, ...] | None = None
+    classes: str | int | tuple[str, ...] | None = None
     first_value: int = 0
     ignored_values: tuple[int, ...] = ()
 
@@ -240,6 +240,9 @@ class RunSettings:
         validation_losses: Also compute the losses of the validation images, from the pass that predicts them; not where
             the model sees tiles, windows or several views.
         pictures: Validation images drawn with ground truth beside prediction.
+        shard_model: Cut weights, gradients and the optimiser's state into one piece for each process: less memory for
+            more exchange. A step that runs out of memory then ends the run, and one whose loss is not finite is skipped
+            without a diagnosis.
         max_skipped_steps: So many steps in a row may have a loss or gradient that is not finite; they are skipped. One
             more ends the run.
         max_unreadable_images: So many training images may turn out to be unreadable; the next one stands in for each.
@@ -256,6 +259,7 @@ class RunSettings:
     validation_losses: bool = True
     pictures: int = 8
     max_skipped_steps: int = 10
+    shard_model: bool = False
     max_unreadable_images: int = 10
     tensorboard: bool = False
     loading_timeout_s: int = 600
@@ -288,6 +292,14 @@ class Recipe:
             value = getattr(self.run, name)
             if value is not None and value < 0:
                 raise ConfigError(f"recipe: run.{name} must be 0 or more, got {value}.")
+        for name, count in (
+            ("schedule.epochs", self.schedule.epochs),
+            ("schedule.steps", self.schedule.steps),
+            ("optimizer.batch_size", self.optimizer.batch_size),
+            ("optimizer.micro_batch_size", self.optimizer.micro_batch_size),
+        ):
+            if count is not None and count < 1:
+                raise ConfigError(f"recipe: {name} must be 1 or more, got {count}.")
         reference = self.optimizer.reference_batch_size
         if reference is not None and reference < 1:
             raise ConfigError(f"recipe: optimizer.reference_batch_size must be 1 or more, or null, got {reference}.")
@@ -315,7 +327,9 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """As a file that `read_recipe` reads back."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=110)
+        return yaml.safe_dump(
+            self.to_dict(), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
+        )
 
 
 def read_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -330,7 +344,7 @@ def read_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(name_or_path)
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a YAML file: {error}") from None
     if not isinstance(values, dict):
@@ -351,6 +365,8 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str], where: str)
     """
     changed: dict[str, Any] = plain(values)
     for assignment in overrides:
+        if "=" not in assignment and Path(assignment).is_dir():
+            raise ConfigError(f"command line: {assignment!r} is not key=value; did you mean data={assignment}?")
         override(changed, assignment, Recipe)
     return build(Recipe, changed, where)
 

@@ -68,7 +68,8 @@ class RunFolder:
         Raises:
             ConfigError: The folder is taken, or holds no run to resume.
         """
-        if resume and not (has_state(self.path) or self.recipe.exists()):
+        has_begun = self.has_state() or self.recipe.exists() or self.torchrun_call.exists()
+        if resume and not has_begun:
             raise ConfigError(f"{self.path}: no training state to resume; start without --resume.")
         if not resume and self.path.exists() and any(map(self._is_of_a_run, self.path.iterdir())):
             raise ConfigError(f"{self.path} is not empty: continue that run with --resume, or choose another --out.")

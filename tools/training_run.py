@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import shlex
 import sys
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
+from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -39,6 +41,7 @@ from swin_dense.training.metrics_file import MetricsFile
 from swin_dense.training.non_finite import SkippedSteps
 from swin_dense.training.optimizer import build_optimizer, change_settings
 from swin_dense.training.progress import Progress, peak_memory_bytes
+from swin_dense.training.sharding import is_sharded, shard, whole_state
 from swin_dense.training.weight_average import WeightAverage
 from swin_dense.weights import WeightsReport, load_weights
 
@@ -77,13 +80,19 @@ class TrainingRun:
         self.weights = self._load_weights(model)
         several_gpus = process.world_size > 1 and process.device.type == "cuda"
         self.model = wrap(model, process, synchronise_batch_norm=several_gpus)
+        # Processes evaluate different numbers of images, which pieces of a model cannot.
+        self.evaluated = unwrap(self.model)
+        if recipe.run.shard_model and process.world_size > 1:
+            self.evaluated = deepcopy(self.evaluated)
+            shard(unwrap(self.model), process)
         torch.manual_seed(recipe.run.seed + 1 + process.rank)  # processes drop and sample differently
+        random.seed(recipe.run.seed + 1 + process.rank)
         self.optimizer: AdamW = build_optimizer(unwrap(self.model), **self._optimizer_settings())
         decay = recipe.optimizer.average_decay
         self.average = None if decay is None else WeightAverage(unwrap(self.model), decay)
         self.scheduler = build_schedule(self.optimizer, recipe.schedule, self.steps_per_epoch, self.total_steps)
         # Made here and not in the first evaluation, so that a wrong setting shows before hours of training.
-        self.predictor = self.task.predictor(unwrap(self.model), self.label_map, process.device)
+        self.predictor = self.task.predictor(self.evaluated, self.label_map, process.device)
         self.best_score: float | None = None
         self.tensorboard: TensorboardLog | None = None
         self.skipped_steps = SkippedSteps()
@@ -256,11 +265,16 @@ class TrainingRun:
 
     def _evaluate(self, step: int) -> None:
         """Score and write the average of the weights where there is one, else the weights."""
+        if is_sharded(unwrap(self.model)):
+            state = unwrap(self.model).state_dict() if self.average is None else self.average.state_dict()["tensors"]
+            self.evaluated.load_state_dict(whole_state(state), strict=self.average is None)
+            self._evaluate_model(step)
+            return
         with nullcontext() if self.average is None else self.average.applied():
             self._evaluate_model(step)
 
     def _evaluate_model(self, step: int) -> None:
-        model = unwrap(self.model).eval()
+        model = self.evaluated.eval()
 
         def note_and_draw(index: int, prediction: Any) -> None:  # noqa: ANN401
             if self.process.is_main:

@@ -8,6 +8,7 @@ A run's folder holds `last.pt` and, as long as the newest has not proved itself,
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from swin_dense.errors import CheckpointError, DivergenceError
 from swin_dense.training.atomic_file import read_checked, write_checked
 from swin_dense.training.distributed import gather_objects, unwrap
 from swin_dense.training.random_state import RandomState, random_state, set_random_state
+from swin_dense.training.sharding import optimizer_pieces, pieces, whole_state
 from swin_dense.training.weight_average import AverageState, WeightAverage
 
 FORMATS = "swin_dense training state"
@@ -89,17 +91,20 @@ def capture_state(
         DivergenceError: A weight or running statistic is not finite; such a state is never saved.
     """
     random_states = gather_objects(random_state())
+    put_together = partial(whole_state, keep=random_states is not None)
+    weights = put_together(unwrap(model).state_dict())
+    optimizer_state = put_together(optimizer.state_dict())
+    average_state = None if average is None else put_together(average.state_dict())
     if random_states is None:
         return None
-    weights = unwrap(model).state_dict()
     _require_finite(weights, step)
     return TrainingState(
         step=step,
         best_score=best_score,
         model=weights,
-        optimizer=optimizer.state_dict(),
+        optimizer=optimizer_state,
         scheduler=scheduler.state_dict(),
-        average=None if average is None else average.state_dict(),
+        average=average_state,
         random_states=random_states,
         threads=torch.get_num_threads(),
         extra=dict(extra or {}),
@@ -138,12 +143,13 @@ def restore_state(
     _require_same_groups(optimizer.state_dict()["param_groups"], state.optimizer.get("param_groups", []))
     if average is not None and state.average is not None:
         _require_same_tensors(average.state_dict()["tensors"], state.average["tensors"])
-    bare_model.load_state_dict(state.model)
-    optimizer.load_state_dict(state.optimizer)
+    bare_model.load_state_dict(pieces(state.model, bare_model.state_dict()))
+    optimizer.load_state_dict(optimizer_pieces(state.optimizer, optimizer))
     scheduler.load_state_dict(state.scheduler)
     messages = []
     if average is not None and state.average is not None:
-        average.load_state_dict(state.average)
+        tensors = pieces(state.average["tensors"], average.state_dict()["tensors"])
+        average.load_state_dict({**state.average, "tensors": tensors})
     elif average is not None:
         average.restart()
         messages.append("the run was saved without an average of its weights: that begins with the restored ones.")

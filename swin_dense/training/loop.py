@@ -27,6 +27,7 @@ from swin_dense.training.distributed import (
     send_from_main,
     several_processes,
     share_rare,
+    unwrap,
 )
 from swin_dense.training.events import Event
 from swin_dense.training.interruption import StopSignals
@@ -35,6 +36,7 @@ from swin_dense.training.micro_batches import B, MicroBatch
 from swin_dense.training.non_finite import Diagnosis, SkippedSteps, diagnose, save_bad_batch
 from swin_dense.training.out_of_memory import OutOfMemoryRecovery
 from swin_dense.training.random_state import preserved_random_state
+from swin_dense.training.sharding import is_sharded, whole
 from swin_dense.training.starting_point import StartingPoint, running_statistics
 
 Precision = Literal["float32", "bfloat16"]
@@ -242,7 +244,8 @@ class _Steps(Generic[B]):
         self.waited_s = 0.0
         # Synchronised BatchNorm waits for the other processes inside the passes.
         has_synchronised_norms = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
-        self.passes_are_joint = several_processes() and has_synchronised_norms
+        self.is_sharded = is_sharded(unwrap(model))
+        self.passes_are_joint = self.is_sharded or (several_processes() and has_synchronised_norms)
         self.memory = OutOfMemoryRecovery(
             model, forward, settings.accumulation_steps, can_redo=not self.passes_are_joint
         )
@@ -262,7 +265,7 @@ class _Steps(Generic[B]):
             start.go_back()
             self._skip()
             return None
-        if several_processes():
+        if several_processes() and not self.is_sharded:
             # The norm of a mean is at most the mean of the norms: it is as finite as they are.
             exchange_gradients(self.model)
             gradient_norm = self._gradient_norm()
@@ -294,6 +297,9 @@ class _Steps(Generic[B]):
         return losses, gradient_norm, _Report(events, not_finite) if has_news else None
 
     def _diagnose(self, step: int, micro_batches: Sequence[MicroBatch[B]]) -> str:
+        if self.is_sharded:  # no process can compute alone
+            images = "; ".join(micro_batch.batch.describe() for micro_batch in micro_batches)
+            return f"in process {process_rank()} not finite, or in another one, with {images}."
         diagnosis: Diagnosis[B] = diagnose(
             self.model,
             micro_batches,
@@ -354,7 +360,7 @@ class _Steps(Generic[B]):
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _gradient_norm(self) -> Tensor:
-        return get_total_norm([parameter.grad for parameter in self._parameters() if parameter.grad is not None])
+        return whole(get_total_norm([parameter.grad for parameter in self._parameters() if parameter.grad is not None]))
 
 
 def _forward(

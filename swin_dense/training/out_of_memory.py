@@ -25,8 +25,9 @@ class OutOfMemoryRecovery(Generic[B]):
     that micro-batch in 2, 4, 8 … parts, down to single images. What `add_gradient_in_parts` says of the gradient holds;
     a step that fits is untouched, bit for bit. The next step starts whole again, because the images differ; after
     `REDONE_STEPS_IN_A_ROW` steps that were made again, all later ones of this process start in parts. Nothing here
-    talks to other processes: they go on, and wait where gradients are exchanged. Synchronised BatchNorm does talk
-    to them inside the passes; with it nothing can be made again in one process alone, and the run ends with an error.
+    talks to other processes: they go on, and wait where gradients are exchanged. Synchronised BatchNorm and a model
+    cut into pieces do talk to them inside the passes; then nothing can be made again in one process alone, and the run
+    ends with an error.
 
     Args:
         model: Its gradients are added up, and start at none.
@@ -109,8 +110,9 @@ class OutOfMemoryRecovery(Generic[B]):
         if not self._can_redo:
             raise ConfigError(
                 f"step {step}: out of memory with {self._running.describe()}. BatchNorm that is synchronised between "
-                "processes rules out making the step again in smaller parts: lower optimizer.micro_batch_size, or "
-                "recompute activations in the backward pass (model.backbone.checkpoint_stages=[0,1,2,3])."
+                "processes, or a model cut into pieces, rules out making the step again in smaller parts: lower "
+                "optimizer.micro_batch_size, or recompute activations in the backward pass "
+                "(model.backbone.checkpoint_stages=[0,1,2,3])."
             )
         return min(2 * parts, images)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from swin_dense.errors import ConfigError
+from swin_dense.training.sharding import own
 
 
 class AverageState(TypedDict):
@@ -59,8 +60,8 @@ class WeightAverage:
         values: list[Tensor] = []
         for name, value in _tensors(self._model).items():
             if value.is_floating_point():
-                averages.append(self._averages[name])
-                values.append(value)
+                averages.append(own(self._averages[name]))
+                values.append(own(value))
             else:
                 self._averages[name].copy_(value)
         get_ema_multi_avg_fn(decay)(averages, values, self.updates)
