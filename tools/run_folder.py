@@ -28,6 +28,7 @@ from typing import Any
 from swin_dense.errors import ConfigError
 from swin_dense.tools.curves import draw_curves
 from swin_dense.tools.recipe import Recipe
+from swin_dense.tools.run_lock import LOCK_NAME
 from swin_dense.training.atomic_file import atomic_write
 from swin_dense.training.checkpoint import has_state
 from swin_dense.training.distributed import torchrun_call
@@ -75,7 +76,7 @@ class RunFolder:
             raise ConfigError(f"{self.path} is not empty: continue that run with --resume, or choose another --out.")
 
     def _is_of_a_run(self, path: Path) -> bool:
-        return path.suffix != ".tmp" and path != self.plan
+        return path.suffix != ".tmp" and path not in (self.plan, self.path / LOCK_NAME)
 
     def has_state(self) -> bool:
         """Whether there is a training state to go on from."""

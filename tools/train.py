@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,9 @@ EXAMPLE = """  swin-dense train mask_rcnn_swin_t_3x data=/data/coco --out runs/c
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or the path of a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes, such as data=/data/coco")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="changes, such as data=/data/coco"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; default: runs/<recipe>")
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in --out; torchrun's own restarts do so without it"
@@ -58,6 +61,7 @@ def train(recipe: Recipe, folder: RunFolder, *, device: str = "auto", resume: bo
         Interrupted: A signal stopped the run, which can be resumed.
         SwinDenseError: Anything that a user can mend.
     """
+    from swin_dense.tools.run_lock import only_run_in
     from swin_dense.tools.training_run import TrainingRun
     from swin_dense.training.distributed import any_process, barrier, distributed, restarted, torchrun_call
 
@@ -69,7 +73,9 @@ def train(recipe: Recipe, folder: RunFolder, *, device: str = "auto", resume: bo
         if not (restarted() and is_own):
             folder.require_startable(resume)
             barrier()
-        TrainingRun(recipe, folder, process).start(has_state)
+        training_run = TrainingRun(recipe, folder, process)
+        with only_run_in(folder.path) if process.is_main else nullcontext():
+            training_run.start(has_state)
 
 
 if __name__ == "__main__":
