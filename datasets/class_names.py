@@ -43,6 +43,11 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     return names
 
 
+def numbered_names(count: int) -> tuple[str, ...]:
+    """Returns names for classes of which only the number is known: "class 0", "class 1" and so on."""
+    return tuple(f"class {number}" for number in range(count))
+
+
 def _tell_apart(synonyms: list[list[str]]) -> tuple[str, ...]:
     lengths = [1] * len(synonyms)
     while True:

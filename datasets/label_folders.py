@@ -53,7 +53,8 @@ class LabelFolders:
             (H, W) uint8 class indices of both, the first without ignored pixels.
 
         Raises:
-            ImageError: a picture cannot be read, the sizes differ, or a value is not in the label map.
+            ImageError: a picture cannot be read, or the sizes differ.
+            DataError: a value is not in the label map.
         """
         paths = self._predictions[self.names[index]], self._annotations[self.names[index]]
         prediction, label = (class_indices(read_label(path), self._value_table, self._known, path) for path in paths)

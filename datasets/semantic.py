@@ -14,7 +14,7 @@ from swin_dense.datasets.labels import LabelMap
 from swin_dense.datasets.semantic_transforms import SemanticTransform
 from swin_dense.datasets.shared_arrays import FileNames, SharedArrays
 from swin_dense.datasets.transforms import sample_seed
-from swin_dense.errors import DataError, ImageError
+from swin_dense.errors import DataError
 
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -87,7 +87,8 @@ class SemanticDataset(SharedArrays, Dataset[SemanticSample]):
             key: index, or (epoch, index): the augmentation differs from epoch to epoch.
 
         Raises:
-            ImageError: a picture cannot be read, the two sizes differ, or a value is not in the label map.
+            ImageError: a picture cannot be read, or the two sizes differ.
+            DataError: a value is not in the label map.
             IndexError: there is no such index.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -110,7 +111,8 @@ class SemanticDataset(SharedArrays, Dataset[SemanticSample]):
             (H, W, 3) uint8 RGB, and (H, W) uint8 class indices with 255 for ignored pixels.
 
         Raises:
-            ImageError: a picture cannot be read, the two sizes differ, or a value is not in the label map.
+            ImageError: a picture cannot be read, or the two sizes differ.
+            DataError: a value is not in the label map.
             IndexError: there is no such index.
         """
         if not 0 <= index < len(self):
@@ -125,7 +127,8 @@ class SemanticDataset(SharedArrays, Dataset[SemanticSample]):
         """Returns the label map alone, (H, W) uint8 class indices with 255 for ignored pixels.
 
         Raises:
-            ImageError: the picture cannot be read, or a value is not in the label map.
+            ImageError: the picture cannot be read.
+            DataError: a value is not in the label map.
         """
         _, label_path = self.paths(index)
         return class_indices(read_label(label_path), self._value_table, self.label_map, label_path)
@@ -148,13 +151,14 @@ def class_indices(values: np.ndarray, value_table: np.ndarray, label_map: LabelM
         (H, W) uint8, 255 for ignored pixels.
 
     Raises:
-        ImageError: a value is not in the label map.
+        DataError: a value is not in the label map. It is no ImageError, for which training takes another picture: the
+            classes are wrong rather than the picture.
     """
     # A value below or beyond the table is unknown too, whatever stands at the end that the clip sends it to.
     indices = value_table.take(values, mode="clip")
     if indices.min() < 0 or values.min() < 0 or values.max() >= len(value_table):
         unknown = (indices < 0) | (values < 0) | (values >= len(value_table))
-        raise ImageError(_describe_unknown(values[unknown], path, label_map))
+        raise DataError(_describe_unknown(values[unknown], path, label_map))
     return indices.astype(np.uint8)
 
 

@@ -28,5 +28,7 @@ def test_what_contradicts_itself_is_refused(tmp_path):
         label_map("--classes", "3", "--ignored-values", "1")
     with pytest.raises(ConfigError, match="holds values from 0 to 65535, got -1"):
         label_map("--classes", "3", "--first-value", "-1")
+    with pytest.raises(ConfigError, match="classes ade20k: the values 1 to 150 are its classes"):
+        label_map("--classes", "ade20k", "--ignored-values", "7")
     with pytest.raises(DataError, match=r"no_names\.txt"):
         label_map("--classes", str(tmp_path / "no_names.txt"))

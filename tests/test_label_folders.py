@@ -76,5 +76,5 @@ def test_what_does_not_fit_is_named(tmp_path):
     larger = LabelFolders(write(tmp_path / "r", {"a": [[1, 2, 1]], "b": [[5, 2]]}), truth, LABELS)
     with pytest.raises(ImageError, match=r"a.png: the prediction is 1 x 3 pixels .* its annotation 1 x 2"):
         larger.pair(0)
-    with pytest.raises(ImageError, match=r"r/b.png: .* does not know the value 5 \(1 px\)"):
+    with pytest.raises(DataError, match=r"r/b.png: .* does not know the value 5 \(1 px\)"):
         larger.pair(1)

@@ -70,7 +70,7 @@ def test_unknown_value_is_named_with_its_pixel_count(semantic_tree):
     values = np.full((47, 53), 1, np.uint16)
     values[0, :7], values[1, 0] = 300, 9
     Image.fromarray(values).save(path)
-    with pytest.raises(ImageError, match=r"scene_2\.png: .* does not know the value 9 \(1 px\), 300 \(7 px\)"):
+    with pytest.raises(DataError, match=r"scene_2\.png: .* does not know the value 9 \(1 px\), 300 \(7 px\)"):
         dataset_of(semantic_tree)[2]
 
 
@@ -86,7 +86,7 @@ def test_values_outside_16_bits_are_unknown_where_both_ends_are_classes(semantic
     assert dataset.paths(2) == (semantic_tree.image_folder / "scene_2.png", path)
     values[3, 4] = value
     Image.fromarray(values).save(path)
-    with pytest.raises(ImageError, match=rf"scene_2\.tif: .* does not know the value {value} \(1 px\)"):
+    with pytest.raises(DataError, match=rf"scene_2\.tif: .* does not know the value {value} \(1 px\)"):
         dataset.label(2)
 
 

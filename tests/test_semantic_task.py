@@ -8,7 +8,7 @@ from swin_dense.config import SwinConfig
 from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.datasets.ade20k import ADE20K_LABELS
 from swin_dense.datasets.labels import LabelMap
-from swin_dense.errors import ConfigError, DataError, ImageError
+from swin_dense.errors import ConfigError, DataError
 from swin_dense.heads.upernet import upernet
 from swin_dense.tools.evaluation import evaluate
 from swin_dense.tools.recipe import read_recipe
@@ -105,6 +105,13 @@ def test_classes_from_a_file_a_list_and_a_preset(make_task):
     assert listed.label_map().raw_ids == tuple(range(1, 11)) and listed.label_map().ignored_values == (0,)
     assert make_task("dataset.classes=ade20k").label_map() is ADE20K_LABELS
     assert make_task("dataset.classes=[a, b]", "dataset.first_value=5").label_map().raw_ids == (5, 6)
+    counted = make_task("dataset.classes=2", "dataset.first_value=5", "dataset.ignored_values=[7]").label_map()
+    assert (counted.names, counted.raw_ids, counted.ignored_values) == (("class 0", "class 1"), (5, 6), (7,))
+
+
+def test_values_of_ade20k_cannot_be_changed(make_task):
+    with pytest.raises(ConfigError, match="classes ade20k: the values 1 to 150 are its classes"):
+        make_task("dataset.classes=ade20k", "dataset.ignored_values=[11]").label_map()
 
 
 def test_missing_classes_say_what_to_set(make_task):
@@ -118,7 +125,7 @@ def test_missing_classes_say_what_to_set(make_task):
 
 def test_value_out_of_range_names_file_and_value(make_task):
     data = make_task("dataset.classes=[a, b, c]").training_data()
-    with pytest.raises(ImageError, match=r"shapes_\d+\.png.*value"):
+    with pytest.raises(DataError, match=r"shapes_\d+\.png.*value"):
         for index in range(len(data)):
             data[(0, index)]
 

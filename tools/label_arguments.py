@@ -29,16 +29,16 @@ def label_map_of(arguments: argparse.Namespace) -> LabelMap | None:
         ConfigError: They contradict each other.
         DataError: The file of names cannot be used.
     """
-    from swin_dense.datasets.ade20k import ADE20K_LABELS
-    from swin_dense.datasets.class_names import read_class_names
+    from swin_dense.datasets.ade20k import ade20k_labels
+    from swin_dense.datasets.class_names import numbered_names, read_class_names
     from swin_dense.datasets.labels import LabelMap
 
     if arguments.classes is None:
         return None
     if arguments.classes == "ade20k":
-        return ADE20K_LABELS
+        return ade20k_labels(arguments.first_value, arguments.ignored_values)
     if arguments.classes.isdecimal():
-        names = tuple(f"class {number}" for number in range(int(arguments.classes)))
+        names = numbered_names(int(arguments.classes))
     else:
         names = read_class_names(arguments.classes)
     values = tuple(range(arguments.first_value, arguments.first_value + len(names)))

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from swin_dense.datasets.ade20k import ADE20K_LABELS
-from swin_dense.datasets.class_names import read_class_names
+from swin_dense.datasets.ade20k import ade20k_labels
+from swin_dense.datasets.class_names import numbered_names, read_class_names
 from swin_dense.datasets.drawing import draw_semantic, side_by_side
 from swin_dense.datasets.folders import find_semantic_split
 from swin_dense.datasets.geometry import Resize
@@ -96,18 +96,20 @@ class SemanticTask(Task[SemanticSample, SemanticBatch, np.ndarray]):
         """The classes that the recipe names, and what each value of a label picture means.
 
         Raises:
-            ConfigError: The recipe names no classes, or names them twice.
+            ConfigError: The recipe names no classes, or names them twice, or gives values that its classes do not have.
         """
         settings = self.recipe.dataset
         if settings.classes is None:
             raise ConfigError(
                 "the label pictures do not say what their values mean: set dataset.classes to ade20k, "
-                "to a text file with one class name per line, or to a list of names."
+                "to a text file with one class name per line, to a list of names, or to how many there are."
             )
         if settings.classes == "ade20k":
-            return ADE20K_LABELS
+            return ade20k_labels(settings.first_value, settings.ignored_values)
         names = settings.classes
-        if isinstance(names, str):
+        if isinstance(names, int):
+            names = numbered_names(names)
+        elif isinstance(names, str):
             path = self.data_path(names)
             assert path is not None
             names = read_class_names(path)
