@@ -123,7 +123,11 @@ KINDS: dict[str, Kind] = {
     "label-mode": Kind(
         "error", "a label picture with transparency or floating point", "values kept where whole, else removed"
     ),
-    "label-values": Kind("error", "values that the classes do not know", "255, which is ignored"),
+    "label-values": Kind(
+        "error",
+        "values that the classes do not know; --ignored-values names those without a class",
+        "255, which is ignored",
+    ),
     "label-size": Kind("error", "a label picture of another size than its image", _PAIR_REMOVED),
     "label-ignored": Kind("note", "a label picture without any labelled pixel", _AS_IT_IS),
     "class-unused": Kind("note", "classes without a pixel", _AS_IT_IS),

@@ -210,8 +210,10 @@ def _check_detection(detection: Mapping[str, Any], fields: Sequence[str]) -> Non
             raise AnnotationError(
                 f"{field} is missing, but the first result has it; every result needs the same fields"
             )
-    if not _is_finite(detection.get("score")):
-        raise AnnotationError(f"score must be a finite number, got {detection.get('score')!r}")
+    if "score" not in detection:
+        raise AnnotationError("it has no score; every detection needs one")
+    if not _is_finite(detection["score"]):
+        raise AnnotationError(f"score must be a finite number, got {detection['score']!r}")
     if "bbox" in fields:
         _check_box(detection["bbox"])
     if "segmentation" in fields:
@@ -227,9 +229,12 @@ def _check_ids(
         return
     shown = ", ".join(unknown[:_NUM_SHOWN]) + (", …" if len(unknown) > _NUM_SHOWN else "")
     there = ", ".join(map(str, sorted(known)[:_NUM_SHOWN])) + (", …" if len(known) > _NUM_SHOWN else "")
+    advice = "Write the ids of the annotation file, not class indices."
+    if section == "images":
+        advice = "Write the ids of the annotation file, or name the annotation file that the results belong to."
     raise AnnotationError(
         f"{path}: {len(unknown)} values of {field} are not in the {section} of the annotations: {shown}; there are "
-        f"{there}. Write the ids of the annotation file, not class indices."
+        f"{there}. {advice}"
     )
 
 

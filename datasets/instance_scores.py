@@ -96,7 +96,7 @@ class InstanceScores:
         scores = self.coco.compute()
         kind = "mask" if "mask" in scores and self.coco.with_masks else next(kind for kind in scores if kind in KINDS)
         per_class = {name: values[f"{kind}_AP"] for name, values in scores["per_class"].items()}
-        explanations = explain_instance_scores(scores[kind], self.facts, per_class)
+        explanations = explain_instance_scores(scores[kind], self.facts, per_class, kind)
         return {**scores, "errors": self.errors.compute(), "explanations": explanations}
 
 

@@ -24,7 +24,10 @@ _SIZES = {
 
 
 def explain_instance_scores(
-    scores: Mapping[str, float | None], facts: InstanceFacts, per_class: Mapping[str, float | None] | None = None
+    scores: Mapping[str, float | None],
+    facts: InstanceFacts,
+    per_class: Mapping[str, float | None] | None = None,
+    kind: str = "",
 ) -> list[str]:
     """Says why average precisions are 0 or None.
 
@@ -32,23 +35,25 @@ def explain_instance_scores(
         scores: {"AP", "APs", "APm", "APl", …} of boxes or of masks, fractions of 1; None where nothing is measured.
         facts: of all images that were scored.
         per_class: {class name: AP} of the same, if classes are to be explained too.
+        kind: whether the scores are of "box", "mask" or "boundary", to be said; else they are just called AP.
 
     Returns:
         Sentences, the most likely cause first; empty where no score is 0 or None.
     """
+    measure = f"{kind.capitalize()} AP".strip()
     if not facts.num_objects:
         return [*_reasons(facts, (_unknown_images, _unknown_categories)), _no_objects(facts)]
     if scores["AP"] is None:
-        return ["AP is None: the detections have none of what is scored, such as masks."]
+        return [f"{measure} is None: the detections have none of what is scored, such as masks."]
     sentences = []
     if scores["AP"] < LOW_SCORE:
         sentences += _reasons(facts, _CAUSES) or [_low_precision(facts)]
     sentences += [
-        f"AP{size} is None: there is no object {extent}, so there is nothing to measure; other tools print -1."
+        f"{measure}{size} is None: there is no object {extent}, so there is nothing to measure; other tools print -1."
         for size, extent in _SIZES.items()
         if scores.get(f"AP{size}", 0) is None
     ]
-    return sentences + _reasons_of_classes(per_class or {}, facts)
+    return sentences + _reasons_of_classes(per_class or {}, facts, measure)
 
 
 def _reasons(facts: InstanceFacts, causes: Iterable[Callable[[InstanceFacts], str | None]]) -> list[str]:
@@ -159,7 +164,8 @@ def _beyond_images(facts: InstanceFacts) -> str | None:
 
 
 def _other_scale(facts: InstanceFacts) -> str | None:
-    if not facts.sides[0].any() or facts.covered[AS_GIVEN] > facts.num_objects / 10:
+    few = facts.images_without_detections > facts.num_images / 2  # chance detections of a model without training
+    if few or not facts.sides[0].any() or facts.covered[AS_GIVEN] > facts.num_objects / 10:
         return None
     detections, objects = facts.median_sides
     if 2 / 3 < detections / objects < 3 / 2:
@@ -234,7 +240,7 @@ def _low_precision(facts: InstanceFacts) -> str:
     )
 
 
-def _reasons_of_classes(per_class: Mapping[str, float | None], facts: InstanceFacts) -> list[str]:
+def _reasons_of_classes(per_class: Mapping[str, float | None], facts: InstanceFacts, measure: str) -> list[str]:
     row = {name: index for index, name in enumerate(facts.label_map.names)}
     missing = [name for name, score in per_class.items() if score is None]
     zero = [name for name, score in per_class.items() if score == 0]
@@ -242,12 +248,12 @@ def _reasons_of_classes(per_class: Mapping[str, float | None], facts: InstanceFa
     apart = [name for name in zero if name not in never and facts.best_iou_of_class[row[name]] < HALF]
     others = [name for name in zero if name not in never and name not in apart]
     sentences = {
-        "AP is 0 of {}, which have objects but no detection: {}.": never,
-        "AP is 0 of {}, where no box overlaps an object by half: {}.": apart,
-        "AP is 0 of {}, where wrong detections have higher scores or masks do not fit: {}.": others,
-        "AP is None of {}, which have no object; other tools print -1: {}.": missing,
+        "{} is 0 of {}, which have objects but no detection: {}.": never,
+        "{} is 0 of {}, where no box overlaps an object by half: {}.": apart,
+        "{} is 0 of {}, where wrong detections have higher scores or masks do not fit: {}.": others,
+        "{} is None of {}, which have no object; other tools print -1: {}.": missing,
     }
-    return [text.format(_count(names), _listing(names)) for text, names in sentences.items() if names]
+    return [text.format(measure, _count(names), _listing(names)) for text, names in sentences.items() if names]
 
 
 def explain_semantic_scores(confusion: ConfusionMatrix, unscored: Collection[str] = ()) -> list[str]:

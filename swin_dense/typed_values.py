@@ -110,14 +110,15 @@ def override(values: dict[str, Any], assignment: str, schema: type) -> None:
         schema: The dataclass that `values` will be built into; tells the known keys.
 
     Raises:
-        ConfigError: The text is not an assignment, or the key is unknown; the nearest known one is suggested.
+        ConfigError: The text is not an assignment, the value has another type, or the key is unknown; the nearest
+            known one is suggested.
     """
     key, separator, text = assignment.partition("=")
     known = list(keys(schema))
     if not separator:
         raise ConfigError(f"command line: {assignment!r} is not key=value{did_you_mean(key, known)}")
     if key not in known and not any(key.startswith(f"{name}.") for name in _free_keys(schema)):
-        leaf = [name for name in known if name.rpartition(".")[2] == key]
+        leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
         suggestion = f"; did you mean {leaf[0]!r}?" if leaf else did_you_mean(key, known)
         raise ConfigError(f"command line: unknown key {key!r}{suggestion}")
     import yaml  # only a command line needs it
@@ -126,6 +127,8 @@ def override(values: dict[str, Any], assignment: str, schema: type) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"command line: the value of {key} cannot be read: {error}") from None
+    if key in known:
+        convert(_hint_of(schema, key), value, "command line", key)  # later, the recipe would be blamed
     *path, leaf_name = key.split(".")
     for part in path:
         values = values.setdefault(part, {})
@@ -141,6 +144,13 @@ def keys(schema: type, prefix: str = "") -> Iterator[str]:
             yield from keys(hint, f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def _hint_of(schema: type, key: str) -> Any:  # noqa: ANN401
+    hint: Any = schema
+    for name in key.split("."):
+        hint = get_type_hints(hint)[name]
+    return hint
 
 
 def _free_keys(schema: type, prefix: str = "") -> Iterator[str]:

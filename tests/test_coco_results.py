@@ -89,7 +89,7 @@ def test_bad_truth_is_named(tmp_path, section, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 4}, "1 values of image_id are not in the images of the annotations: 4; there are 0, 9"),
+        ({"image_id": 4}, "1 values of image_id are not in the images .* 4; there are 0, 9. .* the results belong to"),
         ({"category_id": 0}, "category_id are not in the categories .* 0; there are 1, 90. .* not class indices"),
         ({"category_id": True}, "category_id are not in the categories"),
         ({"score": float("nan")}, r"result \[1\]: score must be a finite number, got nan"),
@@ -103,6 +103,13 @@ def test_bad_results_are_named(tmp_path, change, message):
     results = copy.deepcopy(RESULTS)
     results[1].update(change)
     with pytest.raises(AnnotationError, match=message):
+        read_results(written(tmp_path, results), truth_of(tmp_path))
+
+
+def test_missing_score_is_named(tmp_path):
+    results = copy.deepcopy(RESULTS)
+    del results[1]["score"]
+    with pytest.raises(AnnotationError, match=r"result \[1\]: it has no score"):
         read_results(written(tmp_path, results), truth_of(tmp_path))
 
 

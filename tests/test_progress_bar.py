@@ -1,5 +1,6 @@
 import io
 
+import pytest
 from rich.console import Console
 from rich.progress import Progress
 
@@ -16,6 +17,16 @@ def test_progress_bar_can_be_hidden(capsys):
     with progress_bar("counting", shown=False) as show:
         show(5, 5)
     assert capsys.readouterr().err == ""
+
+
+def test_error_before_anything_is_done_leaves_no_bar(capsys):
+    for total, shown in ((None, ""), (3, "1/3")):
+        with pytest.raises(ValueError, match="broken"), progress_bar("counting") as show:
+            if total is not None:
+                show(1, total)
+            raise ValueError("broken")
+        written = capsys.readouterr().err
+        assert shown in written and bool(written) == bool(shown)
 
 
 def test_rate_column_is_empty_until_there_is_a_rate():

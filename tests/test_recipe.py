@@ -86,6 +86,30 @@ def test_reference_batch_size_is_at_least_1():
         read_recipe("shapes_instance", ["optimizer.reference_batch_size=0"])
 
 
+@pytest.mark.parametrize(
+    "name", ["schedule.steps", "schedule.epochs", "optimizer.batch_size", "optimizer.micro_batch_size"]
+)
+@pytest.mark.parametrize("count", [0, -5])
+def test_counts_are_at_least_1(name, count):
+    nulls = ["schedule.steps=null", "schedule.epochs=null"] if name.startswith("schedule") else []
+    with pytest.raises(ConfigError, match=rf"{name} must be 1 or more, got {count}"):
+        read_recipe("shapes_instance", [*nulls, f"{name}={count}"])
+
+
+def test_what_the_command_line_gives_is_not_blamed_on_the_file():
+    with pytest.raises(ConfigError, match=r"^command line: optimizer\.batch_size must be a whole number"):
+        read_recipe("shapes_instance", ["optimizer.batch_size=two"])
+
+
+def test_folder_without_its_key_is_recognized(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean data="):
+        read_recipe("shapes_instance", [str(tmp_path)])
+
+
+def test_names_stay_readable(recipe):
+    assert "étage" in recipe.to_yaml()
+
+
 def test_copy_paste_needs_images_of_one_size():
     assert read_recipe("mask_rcnn_swin_t_lsj", ["augmentation.copy_paste_probability=1"])
     with pytest.raises(ConfigError, match=r"give augmentation\.jitter_size too, for example 1024"):

@@ -101,3 +101,26 @@ def test_confusion_of_many_classes_is_left_out(tmp_path):
         confusion = np.arange(num_classes**2).reshape(num_classes, -1).tolist()
         folder.write_scores({"per_class": per_class, "confusion": confusion, "explanations": []}, {"mIoU": 0.5}, 3)
         assert ("Confusion" in shown(folder).texts) == is_shown
+
+
+def test_classes_without_objects_and_detections_have_no_row(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write_recipe(read_recipe("shapes_instance"))
+    counts = {"cat": {"objects": 5, "missed": 5}, "dog": {"objects": 0, "missed": 0}}
+    errors = {"best": {"score_threshold": None, "F1": None}, "per_class": counts, "confusion": []}
+    scores = {"per_class": {"cat": {"AP": 0.0}, "dog": None}, "errors": errors, "explanations": []}
+    folder.write_scores(scores, {"box AP": 0.0}, 3)
+    texts = shown(folder).texts
+    assert texts.count("cat") == 2 and "dog" not in texts
+
+
+def test_page_that_cannot_be_written_leaves_the_former_one(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+    folder.write_recipe(read_recipe("shapes_instance"))
+    write_report(folder)
+    former = folder.report.read_bytes()
+    monkeypatch.setattr("os.fsync", lambda file: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_report(folder)
+    assert folder.report.read_bytes() == former
+    assert sorted(path.name for path in folder.path.iterdir()) == ["recipe.yaml", "report.html"]

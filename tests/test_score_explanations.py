@@ -69,6 +69,18 @@ def test_planted_cause_comes_first(cause):
     assert explain_instance_scores(ZERO, facts_of(change))[0].startswith(beginning)
 
 
+def test_size_of_few_detections_by_chance_is_not_explained():
+    seldom = iter(range(9))
+
+    def resized(boxes, scores, labels):
+        kept = slice(len(boxes) if next(seldom) < 3 else 0)
+        return boxes[kept] / 3.5, scores[kept], labels[kept]
+
+    sentences = explain_instance_scores(ZERO, facts_of(resized))
+    assert any("of the images have no detection" in sentence for sentence in sentences)
+    assert not any("times the side" in sentence for sentence in sentences)
+
+
 def test_scores_that_are_fine_are_not_explained():
     assert explain_instance_scores(FINE, facts_of(), {"cat": 0.3, "dog": 0.5, "cow": 0.4}) == []
 
@@ -237,3 +249,11 @@ def test_guessing_is_said_to_be_guessing():
     confusion.add(*np.random.default_rng(0).integers(0, 60, (2, 199, 211)))
     (sentence,) = explain_semantic_scores(confusion)
     assert sentence.startswith("1.7% of the pixels are right: the model is not trained enough")
+
+
+def test_which_precision_is_explained_is_said():
+    per_class = {"cat": 0.0, "dog": None}
+    for kind, measure in (("", "AP"), ("mask", "Mask AP"), ("box", "Box AP")):
+        sentences = explain_instance_scores({**ZERO, "APs": None}, facts_of(), per_class, kind)
+        assert sum(sentence.startswith(f"{measure} is ") for sentence in sentences) == 2
+        assert any(sentence.startswith(f"{measure}s is None") for sentence in sentences)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from swin_dense.errors import ConfigError
-from swin_dense.tools.tables import per_class_table, print_sentences, print_table, require_writable, write_json
+from swin_dense.tools.tables import counted, per_class_table, print_sentences, print_table, require_writable, write_json
 
 
 def test_print_table_shows_names_values_and_gaps(capsys):
@@ -11,6 +11,7 @@ def test_print_table_shows_names_values_and_gaps(capsys):
     shown = capsys.readouterr().out
     assert shown.startswith("the title\n")
     assert "0.123" in shown and "n/a" in shown
+    assert len(shown.splitlines()) == 1 + 2 + 2  # no row of empty headings
 
 
 def test_print_table_of_several_columns(capsys):
@@ -40,12 +41,14 @@ def test_print_table_without_rows_is_a_table(capsys):
     assert "nothing" in capsys.readouterr().out
 
 
-def test_per_class_table_fills_classes_without_ground_truth():
-    scores = {"per_class": {"a": None, "b": {"IoU": 0.5, "accuracy": 1.0}}}
-    assert per_class_table(scores) == {
-        "a": {"IoU": None, "accuracy": None},
-        "b": {"IoU": 0.5, "accuracy": 1.0},
-    }
+def test_per_class_table_leaves_out_classes_without_ground_truth():
+    per_class = {"a": None, "b": {"IoU": 0.0, "F1": None}, "c": {"IoU": None, "F1": None}}
+    assert per_class_table({"per_class": per_class}) == {"b": {"IoU": 0.0, "F1": None}}
+    assert per_class_table({"per_class": {"a": None}}) == {}
+
+
+def test_counts_have_their_noun():
+    assert [counted(count, "class", "classes") for count in (0, 1, 1234)] == ["0 classes", "1 class", "1,234 classes"]
 
 
 def test_write_json_makes_the_folder_and_reads_back(tmp_path):
@@ -59,7 +62,7 @@ def test_write_json_makes_the_folder_and_reads_back(tmp_path):
 
 def test_per_class_table_can_show_some_scores_only():
     scores = {"per_class": {"a": None, "b": {"IoU": 0.5, "accuracy": 1.0}}}
-    assert per_class_table(scores, ("accuracy",)) == {"a": {"accuracy": None}, "b": {"accuracy": 1.0}}
+    assert per_class_table(scores, ("accuracy",)) == {"b": {"accuracy": 1.0}}
 
 
 def test_print_sentences_are_lines_of_plain_text(capsys):

@@ -157,7 +157,7 @@ def test_mistakes_in_the_words(words, code, shown, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("task", "change", "code", "shown"),
     [
-        ("instance", "optimizer.batch_size=0", 2, "optimizer.batch_size=0 must be a multiple of 1 processes"),
+        ("instance", "optimizer.batch_size=0", 2, "optimizer.batch_size must be 1 or more, got 0"),
         ("instance", "model.head.fpn_chanels=8", 2, "did you mean 'fpn_channels'?"),
         ("instance", "model.variant=swin_x", 2, "there is no Swin variant 'swin_x'"),
         (
@@ -202,6 +202,7 @@ def test_label_value_out_of_range_is_3_and_named(tiny_words, tmp_path, capsys):
     assert code == 3
     line = next(line for line in shown.splitlines() if line.startswith("swin-dense train: "))
     assert ".png" in line and "value" in line
+    assert "stands in" not in shown and "cannot be read" not in shown
 
 
 @pytest.fixture
@@ -254,3 +255,22 @@ def test_default_folder_is_named_after_the_recipe(tiny_words, tmp_path, monkeypa
     (picture,) = (tmp_path / "runs" / "shapes_semantic" / "pictures").glob("*.png")
     with Image.open(picture) as image:
         assert image.mode == "RGB"
+
+
+def test_two_runs_in_one_folder_are_refused(tiny_words, tmp_path, capsys):
+    out = tmp_path / "run"
+    hold = "import sys, time; from pathlib import Path; from swin_dense.tools.run_lock import only_run_in\n"
+    hold += "with only_run_in(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-P", "-c", hold, str(out)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        code = train(tiny_words("semantic"), out)
+        other.kill()
+    assert code == 2 and f"process {other.pid} trains here already" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["run.lock"]
+
+
+def test_missing_tensorboard_is_told_before_anything_is_written(tiny_words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert train(tiny_words("semantic", "run.tensorboard=true"), tmp_path / "run") == 2
+    assert "pip install 'swin-dense[tensorboard]'" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "recipe.yaml").exists()

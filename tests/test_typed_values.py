@@ -124,7 +124,7 @@ def test_describe_uses_words():
     ("assignment", "expected"),
     [
         ("name=b", {"name": "b"}),
-        ("name=", {"name": None}),
+        ("price=", {"price": None}),
         ("name=a=b", {"name": "a=b"}),
         ("wheel.inches=26", {"wheel": {"inches": 26}}),
         ("wheel.spokes=[1, 2]", {"wheel": {"spokes": [1, 2]}}),
@@ -149,7 +149,10 @@ def test_override_leaves_the_neighbours():
     [
         ("inches=3", "unknown key 'inches'; did you mean 'wheel.inches'?"),
         ("wheel.inchs=3", "unknown key 'wheel.inchs'; did you mean 'wheel.inches'?"),
+        ("lamp.spokes=[3]", "unknown key 'lamp.spokes'; did you mean 'wheel.spokes'?"),
         ("wheel=3", "unknown key 'wheel'"),
+        ("kilograms=many", "kilograms must be a number, got 'many'"),
+        ("wheel.spokes=3", "wheel.spokes must be a list of whole numbers, got 3"),
         ("zzz=3", "unknown key 'zzz'; known are kilograms, kind"),
         ("name", "'name' is not key=value"),
         ("wheel.spokes=[1,", "the value of wheel.spokes cannot be read"),

@@ -74,7 +74,9 @@ def _add_training(parts: Parts) -> None:
     text = "scores after the same training time, beside another library's model of the same kind"
     training = parts.add_parser("training", help=text, description=text, allow_abbrev=False)
     training.add_argument("recipe", metavar="RECIPE", help="a recipe's name or file; UPerNet or Mask R-CNN with swin_t")
-    training.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to it, such as data=DIR")
+    training.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="changes to it, such as data=DIR"
+    )
     training.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the trainings; default: 0 1 2"
     )

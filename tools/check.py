@@ -187,6 +187,7 @@ def _print_report(title: str, report: Report) -> None:
     from rich.table import Table
 
     from swin_dense.datasets.check_findings import KINDS, printable
+    from swin_dense.tools.tables import counted
 
     console = Console(markup=False, emoji=False, highlight=False)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -197,7 +198,8 @@ def _print_report(title: str, report: Report) -> None:
     counts = report.counts()
     for kind, count in counts.items():
         table.add_row(kind, KINDS[kind].severity, f"{count:,}", _place(report.first(kind)))
-    console.print(f"{title}: {report.num_errors:,} errors, {report.num_notes:,} notes", soft_wrap=True)
+    faults = f"{counted(report.num_errors, 'error', 'errors')}, {counted(report.num_notes, 'note', 'notes')}"
+    console.print(f"{title}: {faults}", soft_wrap=True)
     if counts:
         console.print(table)
     for name, statistics in report.statistics.items():

@@ -11,6 +11,7 @@ import numpy as np
 
 from swin_dense.datasets.check_findings import KINDS, Finding, Report, printable
 from swin_dense.tools.html_page import figure, figures, heading, paragraph, write_html
+from swin_dense.tools.tables import counted
 
 _PER_KIND = 6
 
@@ -26,7 +27,7 @@ def write_page(path: Path, title: str, report: Report, draw: Callable[[Finding],
     """
     counts = report.counts()
     parts = [
-        paragraph(f"{report.num_errors:,} errors, {report.num_notes:,} notes"),
+        paragraph(f"{counted(report.num_errors, 'error', 'errors')}, {counted(report.num_notes, 'note', 'notes')}"),
         *(paragraph(printable(remark)) for remark in report.remarks),
         _overview(counts),
         *(_section(kind, count, report, draw) for kind, count in counts.items()),

@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", type=Path, help="a file that train wrote, such as best.safetensors"
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to its recipe, such as data=DIR")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="changes to its recipe, such as data=DIR"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores")
     parser.add_argument(

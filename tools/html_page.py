@@ -28,17 +28,21 @@ figcaption { font-size: 0.85em; max-width: 640px; overflow-wrap: anywhere; }
 
 
 def write_html(path: Path, title: str, parts: Sequence[str]) -> None:
-    """Write a page.
+    """Write a page, as `html_document` makes it; the file's folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html_document(title, parts), encoding="utf-8")
+
+
+def html_document(title: str, parts: Sequence[str]) -> str:
+    """A whole page.
 
     Args:
-        path: The file to write; its folder is created.
         title: Above the page and in its tab; plain text.
         parts: Pieces of HTML, one below the other.
     """
     head = f'<head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
     body = "\n".join([f"<h1>{escape(title)}</h1>", *(part for part in parts if part)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'<!doctype html>\n<html lang="en">{head}<body>\n{body}\n</body></html>\n', encoding="utf-8")
+    return f'<!doctype html>\n<html lang="en">{head}<body>\n{body}\n</body></html>\n'
 
 
 def heading(text: str, anchor: str | None = None) -> str:

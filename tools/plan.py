@@ -24,7 +24,9 @@ EXAMPLE = """  swin-dense plan mask_rcnn_swin_t_3x data=/data/coco
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or the path of a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes, such as data=/data/coco")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="changes, such as data=/data/coco"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
     parser.add_argument("--world-size", type=int, default=1, metavar="N", help="processes that will train; default: 1")
     parser.add_argument("--memory-limit", type=float, metavar="GB", help="of each process; default: what is free")

@@ -20,6 +20,7 @@ from swin_dense.tools.recipe import Recipe
 from swin_dense.tools.run_folder import RunFolder
 from swin_dense.tools.step_cost import StepJob, memory_bytes, step_cost
 from swin_dense.tools.step_settings import optimizer_text
+from swin_dense.tools.tables import counted
 from swin_dense.tools.training_run import TrainingRun
 from swin_dense.tools.worst_batch import WorstBatch, most_objects, worst_batch
 from swin_dense.training.distributed import Process
@@ -201,7 +202,7 @@ def describe(planning: Planning) -> list[str]:
     images = f"{len(run.training_data)} training and {len(run.validation.paths)} validation images"
     processes = f"{run.process.world_size} x {planning.device}, {run.workers} loader processes each"
     lines = [
-        f"{images}, {len(run.label_map)} classes; {parameters / 1e6:.1f} M parameters",
+        f"{images}, {counted(len(run.label_map), 'class', 'classes')}; {parameters / 1e6:.1f} M parameters",
         f"{run.total_steps} steps of {run.recipe.optimizer.batch_size} images, {run.steps_per_epoch} in an epoch; "
         f"{processes}",
         optimizer_text(run.recipe),

@@ -52,7 +52,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from swin_dense.tools.predictors import ClassificationPredictor, InstancePredictor, load_predictor
     from swin_dense.tools.progress_bar import tracked
     from swin_dense.tools.semantic_task import write_label
-    from swin_dense.tools.tables import write_json
+    from swin_dense.tools.tables import counted, write_json
     from swin_dense.training.distributed import process_from_environment
 
     device = process_from_environment(arguments.device).device
@@ -79,7 +79,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     for kind, predictor_class in (("detections", InstancePredictor), ("classifications", ClassificationPredictor)):
         if isinstance(predictor, predictor_class):
             write_json(arguments.out / "results.json", {kind: found})
-    print(f"{len(paths)} pictures predicted; look at {arguments.out / 'pictures'}")
+    print(f"{counted(len(paths), 'picture', 'pictures')} predicted; look at {arguments.out / 'pictures'}")
     return 0
 
 

@@ -36,7 +36,12 @@ def progress_bar(title: str, shown: bool = True) -> Iterator[Callable[[int, int]
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
         task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        try:
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+        finally:
+            if progress.tasks[0].total is None:  # nothing was begun: no empty bar stays, nor an empty line in a file
+                progress.live.transient = True
+                progress.console.quiet = not progress.console.is_terminal
 
 
 def tracked(items: Sequence[Item], title: str) -> Iterator[Item]:

@@ -327,9 +327,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """As a file that `read_recipe` reads back."""
-        return yaml.safe_dump(
-            self.to_dict(), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
-        )
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
 def read_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

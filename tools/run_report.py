@@ -17,16 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from swin_dense.tools.html_page import (
-    Cell,
-    figure,
-    figures,
-    heading,
-    html_table,
-    paragraph,
-    write_html,
-)
+from swin_dense.tools.html_page import Cell, figure, figures, heading, html_document, html_table, paragraph
 from swin_dense.tools.tables import per_class_table
+from swin_dense.training.atomic_file import atomic_write
 from swin_dense.training.metrics_file import read_metrics
 from swin_dense.training.progress import duration
 
@@ -59,7 +52,8 @@ def write_report(folder: RunFolder) -> None:
         *_environment(environment),
         *_recipe(folder.recipe),
     ]
-    write_html(folder.report, f"{folder.path.resolve().name}: {_title(scores)}", parts)
+    with atomic_write(folder.report) as file:
+        file.write(html_document(f"{folder.path.resolve().name}: {_title(scores)}", parts).encode())
 
 
 def _title(scores: Mapping[str, Any]) -> str:
@@ -102,7 +96,7 @@ def _mistakes(scores: Mapping[str, Any]) -> list[str]:
     return [
         heading("Kinds of errors"),
         paragraph(f"Detections with {at}{f1}."),
-        html_table({"all": total, **per_class}),
+        html_table({"all": total, **{name: counts for name, counts in per_class.items() if any(counts.values())}}),
         *_confusion([*names, "background"], errors["confusion"], "objects and detections"),
     ]
 

@@ -23,9 +23,10 @@ def split_batch(recipe: Recipe, world_size: int) -> tuple[int, int]:
     if micro is None:
         micro = total // world_size
     if micro < 1 or total % (micro * world_size):
+        given = recipe.optimizer.micro_batch_size
+        part = "" if given is None else f" x optimizer.micro_batch_size={given}"
         raise ConfigError(
-            f"optimizer.batch_size={total} must be a multiple of {world_size} processes x "
-            f"optimizer.micro_batch_size={recipe.optimizer.micro_batch_size}; change one of them."
+            f"optimizer.batch_size={total} must be a multiple of {world_size} processes{part}; change one of them."
         )
     return micro, total // (micro * world_size)
 

@@ -25,7 +25,7 @@ def print_table(title: str, rows: Mapping[str, Cell | Mapping[str, Cell]]) -> No
 
     first = next(iter(rows.values()), None)
     columns = list(first) if isinstance(first, Mapping) else [""]
-    table = Table()
+    table = Table(show_header=isinstance(first, Mapping))
     table.add_column("")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
@@ -46,11 +46,17 @@ def cell_text(value: Cell) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """A count with its noun: "1 class", "80 classes"."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def per_class_table(scores: Mapping[str, Any], columns: Sequence[str] = ()) -> dict[str, Mapping[str, float | None]]:
-    """The scores of each class, all or those named; one without ground truth has n/a everywhere."""
+    """The scores of each class, all or those named; classes without ground truth are left out."""
     per_class = scores["per_class"]
     columns = columns or next((list(values) for values in per_class.values() if values), [])
-    return {name: {column: (values or {}).get(column) for column in columns} for name, values in per_class.items()}
+    rows = {name: {column: (values or {}).get(column) for column in columns} for name, values in per_class.items()}
+    return {name: row for name, row in rows.items() if any(value is not None for value in row.values())}
 
 
 def print_sentences(sentences: Sequence[str]) -> None:

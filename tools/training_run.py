@@ -29,6 +29,7 @@ from swin_dense.tools.run_folder import RunFolder
 from swin_dense.tools.run_pictures import RunPictures
 from swin_dense.tools.run_report import write_report
 from swin_dense.tools.step_settings import build_schedule, optimizer_text, resolve_precision, split_batch
+from swin_dense.tools.tables import counted
 from swin_dense.tools.tasks import task_of
 from swin_dense.tools.tensorboard_log import TensorboardLog
 from swin_dense.tools.training_batches import training_batches
@@ -107,10 +108,10 @@ class TrainingRun:
         """
         start_step = self._restore() if resume else 0
         if self.process.is_main:
+            if self.recipe.run.tensorboard:  # before anything is written: it may not be installed
+                self.tensorboard = TensorboardLog(self.folder.path / "tensorboard", start_step)
             self.folder.write_recipe(self.recipe)
             self.metrics = MetricsFile(self.folder.metrics, resume_step=start_step)
-            if self.recipe.run.tensorboard:
-                self.tensorboard = TensorboardLog(self.folder.path / "tensorboard", start_step)
             self._say(self._summary(start_step))
             self._write_beginning(start_step)
         run, settings = self.recipe.run, self.recipe.optimizer
@@ -359,7 +360,7 @@ class TrainingRun:
         images = f"{len(self.training_data)} training and {len(self.validation.paths)} validation images"
         shares = f"{process.world_size} x {self.micro_batch_size} x {self.accumulation_steps}"
         lines = [
-            f"{images}, {len(self.label_map)} classes; {parameters / 1e6:.1f} M parameters",
+            f"{images}, {counted(len(self.label_map), 'class', 'classes')}; {parameters / 1e6:.1f} M parameters",
             f"{self.total_steps} steps of {settings.batch_size} images ({shares}) on {process.device}",
             optimizer_text(self.recipe),
         ]

@@ -71,12 +71,11 @@ def write_checked(path: Path, content: Mapping[str, Any], *, keep_as: Path | Non
         with atomic_write(path, keep_as=keep_as) as file:
             torch.save(dict(content), file)
             _append_checksum(file)
-    # torch reports a full disk as RuntimeError.
+    # torch reports a full disk as RuntimeError, in words about its own file format.
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path}: cannot be written ({reason}); {_free_space(path.parent)}. The former file is unharmed."
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) else "not all of it could be written"
+        unharmed = " The former file is unharmed." if path.exists() else ""
+        raise CheckpointError(f"{path}: cannot be written ({reason}); {_free_space(path.parent)}.{unharmed}") from error
 
 
 def read_checked(path: Path) -> dict[str, Any]:
