@@ -47,7 +47,7 @@ def test_demo_runs_the_whole_path(small, tmp_path, capsys):
     assert str(out / "data") in shown
     for task in ("instance", "semantic"):
         assert small[f"shapes_{task}"] == [f"data={out / 'data'}", "run.seed=7"]
-        for name in ("best.safetensors", "pictures", "curves.png"):
+        for name in ("best.safetensors", "pictures", "report.html"):
             assert str(out / task / name) in shown and (out / task / name).exists()
     assert json.loads((out / "data" / "shapes.json").read_text())["settings"]["seed"] == 7
 

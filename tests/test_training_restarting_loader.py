@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from swin_dense.errors import DataError
 from swin_dense.training.restarting_loader import restarting
@@ -83,6 +84,18 @@ def test_a_slow_worker_is_waited_for(tmp_path):
     assert torch.cat(list(found)).tolist() == list(range(12))
 
 
+@pytest.fixture
+def handler_of_torch(monkeypatch):
+    """As after any other loader of the process: torch sets its handler once, and then believes it to be there."""
+    former = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    assert len(list(DataLoader(range(3), num_workers=1))) == 3
+    assert signal.getsignal(signal.SIGCHLD).__module__ == signal_handling.__name__
+    yield
+    signal.signal(signal.SIGCHLD, former)
+
+
+@pytest.mark.usefixtures("handler_of_torch")
 def test_a_death_shows_at_the_next_batch_and_not_in_the_midst_of_a_step(tmp_path):
     told, steps = [], 0
     numbers = Numbers(tmp_path, deadly=(11,))  # loaded ahead, while the steps before are made

@@ -82,7 +82,7 @@ def _report(summary: dict[str, Any], runs: dict[str, Any], arguments: argparse.N
     )
     print(f"data         {arguments.out / 'data'}")
     for task, folder in runs.items():
-        print(f"{task:<12} {folder.best_model}   pictures: {folder.pictures}   curves: {folder.curves}")
+        print(f"{task:<12} {folder.best_model}   report: {folder.report}   pictures: {folder.pictures}")
     write_json(arguments.json, {**summary, "seconds": seconds, "out": str(arguments.out)})
 
 

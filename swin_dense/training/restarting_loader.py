@@ -92,9 +92,11 @@ def _quiet(batches: Iterable[Batch]) -> Iterator[Batch]:
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         return iter(batches)
-    handler = signal.getsignal(signal.SIGCHLD)
+    former = signal.getsignal(signal.SIGCHLD)
     iterator = iter(batches)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
+    # Any loader before may have left torch's handler, which is set once for all of them.
+    is_torchs = getattr(former, "__module__", "").startswith("torch.")
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL if former is None or is_torchs else former)
     return iterator
 
 
