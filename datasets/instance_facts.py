@@ -19,7 +19,8 @@ _LEAST_SIDE_LOG2 = -4
 _NUM_SIDES = 20 * _STEPS_TO_DOUBLE
 
 
-def _corner_and_size(boxes: np.ndarray) -> np.ndarray:
+def corner_and_size(boxes: np.ndarray) -> np.ndarray:
+    """(N, 4) x, y, width, height to x1, y1, x2, y2."""
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
@@ -35,7 +36,7 @@ AS_GIVEN = "x1, y1, x2, y2 in pixels"
 
 _FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "x1, y1, x2, y2": np.asarray,
-    "x, y, width, height": _corner_and_size,
+    "x, y, width, height": corner_and_size,
     "centre x, centre y, width, height": _centre_and_size,
     "y1, x1, y2, x2": _rows_first,
 }

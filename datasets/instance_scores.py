@@ -11,7 +11,7 @@ from swin_dense.datasets.coco_evaluation import CocoEvaluator
 from swin_dense.datasets.coco_matching import KINDS, Detections, best_of_each_class
 from swin_dense.datasets.coco_objects import ImageObjects
 from swin_dense.datasets.detection_errors import DetectionErrors
-from swin_dense.datasets.instance_facts import InstanceFacts
+from swin_dense.datasets.instance_facts import InstanceFacts, corner_and_size
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.datasets.score_explanations import explain_instance_scores
 
@@ -57,10 +57,10 @@ class InstanceScores:
             image_id, _ious(scored, objects), scored.scores, scored.labels, objects.labels, objects.is_crowd
         )
         self.facts.add(
-            _to_xyxy(scored.boxes_xywh),
+            corner_and_size(scored.boxes_xywh),
             scored.scores,
             scored.labels,
-            _to_xyxy(objects.boxes_xywh),
+            corner_and_size(objects.boxes_xywh),
             objects.labels,
             objects.is_crowd,
             objects.size_hw,
@@ -105,7 +105,3 @@ def _ious(detections: Detections, objects: ImageObjects) -> np.ndarray:
         return np.zeros((len(detections.labels), len(objects)))
     kind = KINDS["box" if detections.masks is None else "mask"]
     return kind.ious(detections, objects, np.arange(len(objects)))
-
-
-def _to_xyxy(boxes_xywh: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)

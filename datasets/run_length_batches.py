@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from swin_dense.datasets.segmentations import decode_text_counts, parse_run_lengths
+from swin_dense.datasets.segmentations import CONTINUES, LEAST_CHARACTER, decode_text_counts, parse_run_lengths
 from swin_dense.errors import AnnotationError
-
-_LEAST_CHARACTER = 48
-_CONTINUES = 0x20
 
 
 def compress_masks(masks: Sequence[Mapping[str, Any]], size_hw: tuple[int, int]) -> list[dict[str, Any]]:
@@ -75,7 +72,7 @@ def _areas(texts: Sequence[bytes], size_hw: tuple[int, int]) -> np.ndarray | Non
     if not texts:
         return np.zeros(0, np.int64)
     joined = b"".join(texts)
-    is_last = (np.frombuffer(joined, np.uint8) - _LEAST_CHARACTER) & _CONTINUES == 0
+    is_last = (np.frombuffer(joined, np.uint8) - LEAST_CHARACTER) & CONTINUES == 0
     text_ends = np.cumsum([len(text) for text in texts])
     if not all(texts) or not is_last[text_ends - 1].all():
         return None

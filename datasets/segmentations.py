@@ -11,10 +11,11 @@ import numpy as np
 
 from swin_dense.errors import AnnotationError
 
+LEAST_CHARACTER, CONTINUES = 48, 0x20
+"""Of run lengths as text: the character that stands for 0, and the bit that says that the next one belongs to it."""
+
 # Five bits a character, so no run of a picture that can be read needs more.
 _MAX_CHARACTERS = 7
-_LEAST_CHARACTER = 48
-_CONTINUES = 0x20
 _SIGN = 0x10
 
 
@@ -35,10 +36,10 @@ def decode_text_counts(text: str | bytes) -> np.ndarray:
         characters = np.frombuffer(text if isinstance(text, bytes) else text.encode("ascii"), np.uint8)
     except UnicodeEncodeError:
         raise AnnotationError("counts holds characters that COCO's run-length text does not use") from None
-    values = characters.astype(np.int64) - _LEAST_CHARACTER
+    values = characters.astype(np.int64) - LEAST_CHARACTER
     if not len(values) or values.min() < 0 or values.max() > 63:
         raise AnnotationError("counts is empty or holds characters that COCO's run-length text does not use")
-    last = np.flatnonzero(values & _CONTINUES == 0)
+    last = np.flatnonzero(values & CONTINUES == 0)
     if not len(last) or last[-1] != len(values) - 1:
         raise AnnotationError("counts is cut short: its last number does not end")
     first = np.concatenate([[0], last[:-1] + 1])
