@@ -28,11 +28,10 @@ from swin_dense.heads.roi_heads import (
     NMS_IOU,
     POSITIVE_FRACTION,
     BoxPredictor,
-    Detections,
+    DetectionHeads,
     DetectionSelector,
     MaskPredictor,
     Targets,
-    as_detections,
     clear_background,
     initialise_box_layers,
     mask_modules,
@@ -100,7 +99,7 @@ class CascadeStage:
         return [clip_boxes_to_image(image_boxes, size_hw) for image_boxes, size_hw in images]
 
 
-class CascadeRoIHeads(nn.Module):
+class CascadeRoIHeads(DetectionHeads):
     """Classes, boxes and masks from proposals, in stages.
 
     Between stages (mmdetection's `BBoxHead.refine_bboxes` in training, `CascadeRoIHead._refine_roi` in evaluation):
@@ -140,7 +139,7 @@ class CascadeRoIHeads(nn.Module):
         stages: Sequence[CascadeStage],
         select: DetectionSelector,
     ) -> None:
-        super().__init__()
+        super().__init__(select)
         self.box_roi_pool = box_roi_pool
         self.box_head = nn.ModuleList(box_head)
         self.box_predictor = nn.ModuleList(box_predictor)
@@ -148,23 +147,6 @@ class CascadeRoIHeads(nn.Module):
         self.mask_head = nn.ModuleList(mask_head)
         self.mask_predictor = nn.ModuleList(mask_predictor)
         self.stages = tuple(stages)
-        self.select = select
-
-    def forward(
-        self,
-        features: Mapping[str, Tensor],
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-        targets: Targets | None = None,
-    ) -> tuple[Detections, dict[str, LossTerm]]:
-        """Losses in training, detections otherwise; arguments and results as those of `RoIHeads`.
-
-        The losses are "loss_classifier_0", "loss_box_reg_0", "loss_mask_0" and so on, one of each per stage, weighted.
-        """
-        if self.training:
-            assert targets is not None
-            return [], self.losses(features, proposals, image_shapes, targets)
-        return self._detect(features, proposals, image_shapes), {}
 
     def losses(
         self,
@@ -173,7 +155,10 @@ class CascadeRoIHeads(nn.Module):
         image_shapes: list[tuple[int, int]],
         targets: Targets,
     ) -> dict[str, LossTerm]:
-        """The losses of proposals that are sampled at random; arguments as those of `forward`, in either mode."""
+        """As in `DetectionHeads`, one of each per stage, weighted.
+
+        They are "loss_classifier_0", "loss_box_reg_0", "loss_mask_0" and so on.
+        """
         losses: dict[str, LossTerm] = {}
         boxes = proposals
         for index, stage in enumerate(self.stages):
@@ -194,14 +179,6 @@ class CascadeRoIHeads(nn.Module):
             refined = stage.refine(sampled_boxes, deltas, labels, image_shapes)
             boxes = [image_boxes[~image.is_object_itself] for image_boxes, image in zip(refined, samples, strict=True)]
         return losses
-
-    def _detect(
-        self, features: Mapping[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
-    ) -> Detections:
-        class_boxes, class_logits = self.class_boxes(features, proposals, image_shapes)
-        counts = [len(boxes) for boxes in proposals]
-        boxes, scores, labels = self.select(class_boxes, class_logits, counts, image_shapes)
-        return as_detections(boxes, scores, labels, self.masks(features, boxes, labels, image_shapes))
 
     def class_boxes(
         self, features: Mapping[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]

@@ -5,6 +5,7 @@ Mask R-CNN (He et al., 2017), https://arxiv.org/abs/1703.06870. Class index 0 is
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -180,42 +181,15 @@ class OneStageHeads:
         return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
 
 
-class RoIHeads(OneStageHeads, nn.Module):
-    """Classes, boxes and masks from proposals.
+class DetectionHeads(nn.Module, ABC):
+    """What RoI heads of any number of stages have in common: losses in training, otherwise detections.
 
     Args:
-        box_roi_pool: Pools boxes from the pyramid for the box head.
-        box_head: Pooled boxes to (N, C).
-        box_predictor: (N, C) to class logits and offsets.
-        mask_roi_pool: Pools boxes for the mask head.
-        mask_head: Pooled boxes to (N, C, M / 2, M / 2).
-        mask_predictor: That to logits (N, K + 1, M, M).
-        sample: Chooses what is trained on.
-        box_coder: From offsets to boxes.
         select: Chooses the detections.
     """
 
-    def __init__(
-        self,
-        box_roi_pool: PyramidRoIAlign,
-        box_head: nn.Module,
-        box_predictor: BoxPredictor,
-        mask_roi_pool: PyramidRoIAlign,
-        mask_head: nn.Module,
-        mask_predictor: MaskPredictor,
-        sample: ProposalSampler,
-        box_coder: BoxCoder,
-        select: DetectionSelector,
-    ) -> None:
+    def __init__(self, select: DetectionSelector) -> None:
         super().__init__()
-        self.box_roi_pool = box_roi_pool
-        self.box_head = box_head
-        self.box_predictor = box_predictor
-        self.mask_roi_pool = mask_roi_pool
-        self.mask_head = mask_head
-        self.mask_predictor = mask_predictor
-        self.sample = sample
-        self.box_coder = box_coder
         self.select = select
 
     def forward(
@@ -242,6 +216,78 @@ class RoIHeads(OneStageHeads, nn.Module):
             return [], self.losses(features, proposals, image_shapes, targets)
         return self._detect(features, proposals, image_shapes), {}
 
+    @abstractmethod
+    def losses(
+        self,
+        features: Mapping[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Targets,
+    ) -> dict[str, LossTerm]:
+        """The losses of proposals that are sampled at random; arguments as those of `forward`, in either mode."""
+
+    @abstractmethod
+    def class_boxes(
+        self, features: Mapping[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """As `OneStageHeads.class_boxes`."""
+
+    @abstractmethod
+    def masks(
+        self,
+        features: Mapping[str, Tensor],
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[Tensor]:
+        """As `OneStageHeads.masks`."""
+
+    def _detect(
+        self, features: Mapping[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Detections:
+        class_boxes, class_logits = self.class_boxes(features, proposals, image_shapes)
+        counts = [len(boxes) for boxes in proposals]
+        boxes, scores, labels = self.select(class_boxes, class_logits, counts, image_shapes)
+        return as_detections(boxes, scores, labels, self.masks(features, boxes, labels, image_shapes))
+
+
+class RoIHeads(OneStageHeads, DetectionHeads):
+    """Classes, boxes and masks from proposals.
+
+    Args:
+        box_roi_pool: Pools boxes from the pyramid for the box head.
+        box_head: Pooled boxes to (N, C).
+        box_predictor: (N, C) to class logits and offsets.
+        mask_roi_pool: Pools boxes for the mask head.
+        mask_head: Pooled boxes to (N, C, M / 2, M / 2).
+        mask_predictor: That to logits (N, K + 1, M, M).
+        sample: Chooses what is trained on.
+        box_coder: From offsets to boxes.
+        select: Chooses the detections.
+    """
+
+    def __init__(
+        self,
+        box_roi_pool: PyramidRoIAlign,
+        box_head: nn.Module,
+        box_predictor: BoxPredictor,
+        mask_roi_pool: PyramidRoIAlign,
+        mask_head: nn.Module,
+        mask_predictor: MaskPredictor,
+        sample: ProposalSampler,
+        box_coder: BoxCoder,
+        select: DetectionSelector,
+    ) -> None:
+        super().__init__(select)
+        self.box_roi_pool = box_roi_pool
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.mask_roi_pool = mask_roi_pool
+        self.mask_head = mask_head
+        self.mask_predictor = mask_predictor
+        self.sample = sample
+        self.box_coder = box_coder
+
     def losses(
         self,
         features: Mapping[str, Tensor],
@@ -265,14 +311,6 @@ class RoIHeads(OneStageHeads, nn.Module):
             "loss_box_reg": LossTerm(box_loss, len(labels)),
             "loss_mask": LossTerm(sampled_mask_loss(mask_logits, objects, targets), len(rows)),
         }
-
-    def _detect(
-        self, features: Mapping[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
-    ) -> Detections:
-        class_boxes, class_logits = self.class_boxes(features, proposals, image_shapes)
-        counts = [len(boxes) for boxes in proposals]
-        boxes, scores, labels = self.select(class_boxes, class_logits, counts, image_shapes)
-        return as_detections(boxes, scores, labels, self.masks(features, boxes, labels, image_shapes))
 
 
 def sampled_mask_loss(mask_logits: Tensor, objects: Sequence[Samples], targets: Targets) -> Tensor:
