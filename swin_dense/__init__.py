@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from swin_dense.classification import Classifier, classifier
     from swin_dense.swin import SwinTransformer, create_backbone
     from swin_dense.weights import WeightsReport, load_weights, read_config
+    from swin_dense.window_attention import attention_implementation
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ __all__ = [
     "SwinDenseError",
     "SwinTransformer",
     "WeightsReport",
+    "attention_implementation",
     "classifier",
     "create_backbone",
     "load_weights",
@@ -59,6 +61,7 @@ _NEEDS_TORCH = {
     "WeightsReport": "swin_dense.weights",
     "load_weights": "swin_dense.weights",
     "read_config": "swin_dense.weights",
+    "attention_implementation": "swin_dense.window_attention",
 }
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from swin_dense.windows import relative_position_index
+from swin_dense.window_attention import chosen_implementation, window_attention
+from swin_dense.windows import ShiftedWindows, pad_to_multiple, relative_position_index
 
 # log(100) in float32, as the official code clamps it: in float64 the next digits would make another network.
-_LARGEST_LOG_SCALE = float(torch.log(torch.tensor(100.0)))
+_LARGEST_LOG_SCALE = float(torch.log(torch.tensor(100.0, device="cpu")))
 
 
 class WindowAttention(nn.Module):
@@ -28,7 +29,6 @@ class WindowAttention(nn.Module):
     """
 
     relative_position_index: Tensor
-    scale: float | None = None  # of the logits; None is one over the root of the head's channels
 
     def __init__(self, dim: int, num_heads: int, window_size: int, qkv_bias: bool) -> None:
         super().__init__()
@@ -38,40 +38,32 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
 
-    def forward(self, windows: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend within each window.
+    def forward(self, x: Tensor, windows: ShiftedWindows) -> Tensor:
+        """Attend within each window of a map; (B, h, w, C) to the same shape.
 
         Args:
-            windows: (B, n, M M, C).
-            mask: (n, M M, M M), added to the attention logits of every head; None adds nothing.
-
-        Returns:
-            (B, n, M M, C).
+            x: (B, h, w, C), any h and w.
+            windows: How it is cut; of the window size that the attention was built for.
         """
-        batch, num_windows, area, channels = windows.shape
-        # Windows and heads share one axis, so that bias and mask broadcast over the images of the batch.
-        qkv = self.project(windows).view(batch, num_windows, area, 3, self.num_heads, channels // self.num_heads)
-        parts = self.compared(*qkv.permute(3, 0, 1, 4, 2, 5).unbind(0))
-        bias = self.relative_position_bias()
-        if mask is None:
-            query, key, value = (part.flatten(0, 1) for part in parts)
-            bias = bias[None]
-        else:
-            query, key, value = (part.flatten(1, 2) for part in parts)
-            bias = (bias + mask[:, None]).flatten(0, 1)[None]
-        attended = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias.to(query.dtype), scale=self.scale
-        )
-        attended = attended.view(batch, num_windows, self.num_heads, area, channels // self.num_heads)
-        return self.proj(attended.transpose(2, 3).flatten(3))
+        height, width = x.shape[1:3]
+        if windows.pad_first and chosen_implementation(x) == "reference":
+            x = pad_to_multiple(x, windows.window_size)  # as published; the others know what the zeros are projected to
+        qkv, bias = self.project(x), self.qkv_bias()
+        padding = qkv.new_zeros(qkv.shape[-1]) if bias is None else bias.to(qkv.dtype)
+        attended = window_attention(qkv, padding, self.relative_position_bias(), self.logit_scales(), windows)
+        return self.proj(attended)[:, :height, :width]
 
-    def project(self, windows: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values in turn: (..., C) to (..., 3 C)."""
-        return self.qkv(windows)
+        return self.qkv(x)
 
-    def compared(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the logits are the products of; each (B, n, num_heads, M M, C / num_heads)."""
-        return query, key, value
+    def qkv_bias(self) -> Tensor | None:
+        """What the projection adds to them, (3 C,)."""
+        return self.qkv.bias
+
+    def logit_scales(self) -> Tensor | None:
+        """(num_heads,), what logits are cosines times; None for products over the root of the head's channels."""
+        return None
 
     def relative_position_bias(self) -> Tensor:
         """The bias of every pair of cells, (num_heads, M M, M M)."""
@@ -93,7 +85,6 @@ class CosineWindowAttention(WindowAttention):
     """
 
     relative_coords_table: Tensor
-    scale = 1.0
 
     def __init__(self, dim: int, num_heads: int, window_size: int, qkv_bias: bool, pretrained_window_size: int) -> None:
         super().__init__(dim, num_heads, window_size, qkv_bias=False)
@@ -105,17 +96,19 @@ class CosineWindowAttention(WindowAttention):
         table = log_offsets(window_size, pretrained_window_size)
         self.register_buffer("relative_coords_table", table, persistent=False)
 
-    def project(self, windows: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values in turn: (..., C) to (..., 3 C)."""
-        if self.q_bias is None or self.v_bias is None:
-            return self.qkv(windows)
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        return functional.linear(windows, self.qkv.weight, bias)
+        return functional.linear(x, self.qkv.weight, self.qkv_bias())
 
-    def compared(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys of unit length, the queries times each head's learnt scale, at most 100."""
-        scale = self.logit_scale.clamp(max=_LARGEST_LOG_SCALE).exp()
-        return functional.normalize(query, dim=-1) * scale, functional.normalize(key, dim=-1), value
+    def qkv_bias(self) -> Tensor | None:
+        """What the projection adds to them, (3 C,); nothing to keys."""
+        if self.q_bias is None or self.v_bias is None:
+            return None
+        return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+
+    def logit_scales(self) -> Tensor:
+        """(num_heads,), each head's learnt scale, at most 100."""
+        return self.logit_scale.clamp(max=_LARGEST_LOG_SCALE).exp().flatten()
 
     def relative_position_bias(self) -> Tensor:
         """The bias of every pair of cells, (num_heads, M M, M M), each in (0, 16)."""

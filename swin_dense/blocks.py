@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from swin_dense.attention import WindowAttention
 from swin_dense.config import WindowRule
-from swin_dense.windows import SizeHW, pad_to_multiple, shift_mask, window_merge, window_partition
+from swin_dense.windows import ShiftedWindows, SizeHW, pad_to_multiple
+
+_HIDDEN_AT_ONCE = 2**20  # 4 MB in float32: what lies between the layers of an MLP stays in a CPU's cache
 
 
 class MLP(nn.Module):
@@ -29,7 +31,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
-        return self.fc2(functional.gelu(self.fc1(x)))
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.fc2(functional.gelu(self.fc1(x)))
+        cells = x.reshape(-1, x.shape[-1]).split(max(1, _HIDDEN_AT_ONCE // self.fc1.out_features))
+        return torch.cat([self.fc2(functional.gelu(self.fc1(some))) for some in cells]).view(x.shape)
 
 
 class DropPath(nn.Module):
@@ -93,33 +98,14 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) to the same shape, any h and w."""
-        x = x + self.drop_path(self.shifted_window_attention(self.norm1(x)))
+        x = x + self.drop_path(self.attend(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def shifted_window_attention(self, x: Tensor) -> Tensor:
-        """Attention within the windows of the padded, shifted map; (B, h, w, C) to the same shape."""
-        height, width = x.shape[1:3]
-        shift_hw = self._shift_of((height, width))
-        back_hw = (-shift_hw[0], -shift_hw[1])
-        shifted = shift_hw != (0, 0)
-        if self.window_rule == "timm" and shifted:
-            x = torch.roll(x, back_hw, dims=(1, 2))
-        x = pad_to_multiple(x, self.window_size)
-        padded_hw = (x.shape[1], x.shape[2])
-        if self.window_rule != "timm" and shifted:
-            x = torch.roll(x, back_hw, dims=(1, 2))
-
-        mask = None
-        if shifted:
-            mask = shift_mask(padded_hw, self.window_size, shift_hw, self.shift_mask_value, x.dtype, x.device)
-        windows = self.attn(window_partition(x, self.window_size), mask)
-        x = window_merge(windows, self.window_size, padded_hw)
-
-        if self.window_rule == "timm":
-            x = x[:, :height, :width]
-        if shifted:
-            x = torch.roll(x, shift_hw, dims=(1, 2))
-        return x[:, :height, :width]
+    def attend(self, x: Tensor) -> Tensor:
+        """Attention within the shifted windows of a map; (B, h, w, C) to the same shape."""
+        shift_hw = self._shift_of((x.shape[1], x.shape[2]))
+        pad_first = self.window_rule != "timm"
+        return self.attn(x, ShiftedWindows(self.window_size, shift_hw, pad_first, self.shift_mask_value))
 
     def _shift_of(self, size_hw: SizeHW) -> SizeHW:
         if self.window_rule == "dense" or self.shift_size == 0:
@@ -142,7 +128,7 @@ class SwinBlockV2(SwinBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) to the same shape, any h and w."""
-        x = x + self.drop_path(self.norm1(self.shifted_window_attention(x)))
+        x = x + self.drop_path(self.norm1(self.attend(x)))
         return x + self.drop_path(self.norm2(self.mlp(x)))
 
 
@@ -166,8 +152,10 @@ class PatchMerging(nn.Module):
     def join(x: Tensor) -> Tensor:
         """Four cells side by side in the channels: (B, h, w, C) to (B, ceil(h / 2), ceil(w / 2), 4C)."""
         x = pad_to_multiple(x, 2)
+        batch, height, width, channels = x.shape
+        x = x.view(batch, height // 2, 2, width // 2, 2, channels)
         # The published order: down the first column, then down the second.
-        return torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
+        return x.permute(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
 
 
 class PatchMergingV2(PatchMerging):

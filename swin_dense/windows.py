@@ -5,12 +5,64 @@ Sizes are integer arithmetic only, so that a size may be symbolic in export and 
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 SizeHW = tuple[int, int]
+
+
+class ShiftedWindows(NamedTuple):
+    """How a map of any size is cut into windows.
+
+    Attributes:
+        window_size: M, in cells.
+        shift_hw: By how many cells the map is rolled up and left before it is cut, below M; 0 is no shift along that
+            side.
+        pad_first: Whether the map is padded to multiples of M before it is rolled, or after.
+        mask_value: What is added to the attention logits of two cells that only the roll made neighbours.
+    """
+
+    window_size: int
+    shift_hw: SizeHW
+    pad_first: bool
+    mask_value: float
+
+
+def shift_and_pad(x: Tensor, padding: Tensor, windows: ShiftedWindows) -> Tensor:
+    """The map that is cut into windows.
+
+    Args:
+        x: (B, H, W, C).
+        padding: (C,), what padded cells hold.
+        windows: How it is cut.
+
+    Returns:
+        (B, H', W', C), with H' and W' the next multiples of M.
+    """
+    back_hw = (-windows.shift_hw[0], -windows.shift_hw[1])
+    shifted = windows.shift_hw != (0, 0)
+    if shifted and not windows.pad_first:
+        x = torch.roll(x, back_hw, dims=(1, 2))
+    padded = pad_to_multiple(x, windows.window_size)
+    if padded is not x:
+        inside = pad_to_multiple(x.new_ones(1, *x.shape[1:3], 1), windows.window_size)
+        x = torch.where(inside == 1, padded, padding)
+    if shifted and windows.pad_first:
+        x = torch.roll(x, back_hw, dims=(1, 2))
+    return x
+
+
+def unshift_and_crop(x: Tensor, size_hw: SizeHW, windows: ShiftedWindows) -> Tensor:
+    """The inverse of `shift_and_pad`: (B, H', W', C) to (B, H, W, C), with (H, W) given."""
+    height, width = size_hw
+    if not windows.pad_first:
+        x = x[:, :height, :width]
+    if windows.shift_hw != (0, 0):
+        x = torch.roll(x, windows.shift_hw, dims=(1, 2))
+    return x[:, :height, :width]
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -22,6 +74,8 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """
     height, width = x.shape[1:3]
     pad_bottom, pad_right = missing_to_multiple(height, multiple), missing_to_multiple(width, multiple)
+    if not torch.compiler.is_compiling() and pad_bottom == pad_right == 0:
+        return x  # not for symbolic sizes, which must not decide; padding by nothing would copy the map
     return functional.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
 
 

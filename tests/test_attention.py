@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from swin_dense.attention import CosineWindowAttention, WindowAttention, log_offsets
+from swin_dense.windows import ShiftedWindows
 
 DIM, HEADS, WINDOW = 6, 3, 3
 
@@ -16,8 +17,11 @@ def lively(attention):
     return attention.double()
 
 
-def windows_of(batch=2, count=5):
-    shape = (batch, count, WINDOW * WINDOW, DIM)
+NO_SHIFT = ShiftedWindows(WINDOW, (0, 0), True, -100.0)
+
+
+def map_of(height, width, batch=2):
+    shape = (batch, height, width, DIM)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
@@ -29,31 +33,36 @@ def both():
 
 
 @pytest.mark.parametrize("attention", both())
-def test_mask_of_zeros_changes_nothing_and_a_wall_cuts_off(attention):
-    windows, area = windows_of(), WINDOW * WINDOW
-    plain = attention(windows)
-    assert torch.allclose(attention(windows, torch.zeros(5, area, area, dtype=torch.float64)), plain, atol=1e-12)
-    wall = torch.zeros(5, area, area, dtype=torch.float64)
-    wall[:, :4, 4:] = -math.inf
-    changed = windows.clone()
-    changed[:, :, 4:] += 1
-    assert torch.allclose(attention(windows, wall)[:, :, :4], attention(changed, wall)[:, :, :4], atol=1e-12)
+def test_each_window_is_attended_alone(attention):
+    x = map_of(2 * WINDOW, 3 * WINDOW)
+    whole = attention(x, NO_SHIFT)
+    for row in range(0, x.shape[1], WINDOW):
+        for column in range(0, x.shape[2], WINDOW):
+            window = slice(row, row + WINDOW), slice(column, column + WINDOW)
+            alone = attention(x[1:, *window], NO_SHIFT)
+            assert torch.allclose(whole[1:, *window], alone, atol=1e-12)
 
 
 @pytest.mark.parametrize("attention", both())
-def test_each_window_is_attended_alone(attention):
-    windows = windows_of()
-    mask = torch.randn(5, WINDOW**2, WINDOW**2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    whole = attention(windows, mask)
-    for index in range(5):
-        alone = attention(windows[1:, index : index + 1], mask[index : index + 1])
-        assert torch.allclose(whole[1, index], alone[0, 0], atol=1e-12)
+def test_padded_cells_hold_the_bias_of_the_projection(attention):
+    x = map_of(2, 2)
+    padded = functional.pad(x, (0, 0, 0, 1, 0, 1))  # a zero is projected to the bias
+    assert torch.allclose(attention(x, NO_SHIFT), attention(padded, NO_SHIFT)[:, :2, :2], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [WindowAttention, CosineWindowAttention])
+def test_attention_without_a_bias_pads_with_zeros(kind):
+    more = {"pretrained_window_size": 2} if kind is CosineWindowAttention else {}
+    attention = lively(kind(DIM, HEADS, WINDOW, qkv_bias=False, **more))
+    x = map_of(2, 1)
+    padded = functional.pad(x, (0, 0, 0, 2, 0, 1))
+    assert torch.allclose(attention(x, NO_SHIFT), attention(padded, NO_SHIFT)[:, :2, :1], atol=1e-12)
 
 
 def test_cosine_attention_is_the_formula_of_the_paper():
     attention = lively(CosineWindowAttention(DIM, HEADS, WINDOW, qkv_bias=True, pretrained_window_size=5))
     attention.logit_scale.data = torch.tensor([1.5, 9.0, -0.5], dtype=torch.float64).view(3, 1, 1)
-    window = windows_of(1, 1)[0, 0]
+    window = map_of(WINDOW, WINDOW, batch=1).view(-1, DIM)
     weight = attention.qkv.weight
     query = window @ weight[:DIM].T + attention.q_bias
     key = window @ weight[DIM : 2 * DIM].T
@@ -72,7 +81,8 @@ def test_cosine_attention_is_the_formula_of_the_paper():
         heads.append(logits.softmax(dim=1) @ value[:, part])
     wanted = torch.cat(heads, dim=1) @ attention.proj.weight.T + attention.proj.bias
     # The table of offsets is held in float32, as in every published implementation.
-    assert torch.allclose(attention(window[None, None])[0, 0], wanted, atol=1e-5)
+    attended = attention(window.view(1, WINDOW, WINDOW, DIM), NO_SHIFT).view(-1, DIM)
+    assert torch.allclose(attended, wanted, atol=1e-5)
 
 
 def test_log_offsets_reach_one_at_the_edge_of_the_pretrained_window():

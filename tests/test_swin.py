@@ -15,6 +15,7 @@ from swin_dense.config import STAGE_NAMES, SwinConfig, variant_config
 from swin_dense.errors import CheckpointError, ConfigError
 from swin_dense.features import FeatureSpec
 from swin_dense.swin import SwinTransformer, create_backbone
+from swin_dense.windows import ShiftedWindows
 
 TINY = SwinConfig(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), drop_path_rate=0.0)
 EVERY_STAGE_SHIFTS = dataclasses.replace(TINY, depths=(2, 2, 2, 2))
@@ -325,7 +326,8 @@ def test_window_attention_is_linear_in_the_map_for_a_fixed_window(window, wanted
     assert 4 * 64 * 64 * 96**2 + 2 * window**2 * 64 * 64 * 96 == wanted
     with torch.device("meta"):
         attention = WindowAttention(96, 3, window, qkv_bias=True)
-        assert multiply_adds(attention, torch.empty(1, (64 // window) ** 2, window**2, 96)) == wanted
+        windows = ShiftedWindows(window, (0, 0), True, -100.0)
+        assert multiply_adds(lambda x: attention(x, windows), torch.empty(1, 64, 64, 96)) == wanted
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 40), (3, 2), (29, 31), (33, 64)])
@@ -437,7 +439,7 @@ def test_drop_path_drops_both_branches_of_a_block():
     block = randomise(SwinTransformer(config)).layers[1].blocks[0].train()
     assert block.drop_path.rate == 0.5
     x = torch.rand(1, 5, 3, 16)
-    attention, mlp = block.shifted_window_attention(block.norm1(x)), lambda y: block.mlp(block.norm2(y))
+    attention, mlp = block.attend(block.norm1(x)), lambda y: block.mlp(block.norm2(y))
     with_attention = x + 2 * attention
     wanted = {
         "none": x,

@@ -1,0 +1,13 @@
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from swin_dense.watched import operations_are_watched
+
+
+def test_only_what_sees_operations_watches():
+    assert not operations_are_watched()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert not operations_are_watched()
+    with FlopCounterMode(display=False):
+        assert operations_are_watched()
+    assert not operations_are_watched()
