@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,8 +23,9 @@ from swin_dense.errors import ConfigError, DataError
 from swin_dense.features import FeatureSpec
 from swin_dense.heads.backbones import Normalize, as_backbone
 from swin_dense.heads.batch_norm import BatchNorm
-from swin_dense.heads.losses import segmentation_loss
+from swin_dense.heads.losses import upsampled_segmentation_loss
 from swin_dense.heads.precision import at_least_float32
+from swin_dense.heads.upsampling import SizeHW, convolve_resized, likeliest_classes, resize
 from swin_dense.swin import SwinTransformer
 from swin_dense.training.loss_terms import LossTerm, means
 
@@ -49,7 +49,19 @@ class ConvNormReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, h, w) to (B, out_channels, h, w)."""
-        return functional.relu(self.bn(self.conv(x)))
+        return self.normalize(self.conv(x))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """What follows the convolution."""
+        return functional.relu(self.bn(x), inplace=True)
+
+
+class PyramidConvNormReLU(ConvNormReLU):
+    """The same layers for maps of several sizes, as if these were resized to that of the first and concatenated."""
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+        """Maps (B, C_i, h_i, w_i), whose channels add up to in_channels, to (B, out_channels, h_0, w_0)."""
+        return self.normalize(convolve_resized(maps, self.conv.weight, size_hw(maps[0])))
 
 
 class UPerHead(nn.Module):
@@ -77,10 +89,10 @@ class UPerHead(nn.Module):
             nn.Sequential(nn.AdaptiveAvgPool2d(size), ConvNormReLU(coarsest_channels, channels, 1))
             for size in pool_sizes
         )
-        self.bottleneck = ConvNormReLU(coarsest_channels + len(pool_sizes) * channels, channels, 3)
+        self.bottleneck = PyramidConvNormReLU(coarsest_channels + len(pool_sizes) * channels, channels, 3)
         self.lateral_convs = nn.ModuleList(ConvNormReLU(c, channels, 1) for c in fine_channels)
         self.fpn_convs = nn.ModuleList(ConvNormReLU(channels, channels, 3) for _ in fine_channels)
-        self.fpn_bottleneck = ConvNormReLU(len(in_channels) * channels, channels, 3)
+        self.fpn_bottleneck = PyramidConvNormReLU(len(in_channels) * channels, channels, 3)
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = nn.Conv2d(channels, num_classes, kernel_size=1)
         _initialise_classifier(self.conv_seg)
@@ -95,14 +107,13 @@ class UPerHead(nn.Module):
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, fine_maps, strict=True)]
         laterals.append(self.pool_pyramid(coarsest))
         for level in reversed(range(len(laterals) - 1)):
-            laterals[level] = laterals[level] + resize(laterals[level + 1], laterals[level])
+            laterals[level] = laterals[level] + resize(laterals[level + 1], size_hw(laterals[level]))
         smooth = [conv(x) for conv, x in zip(self.fpn_convs, laterals[:-1], strict=True)] + laterals[-1:]
-        return self.fpn_bottleneck(torch.cat([resize(x, smooth[0]) for x in smooth], dim=1))
+        return self.fpn_bottleneck(smooth)
 
     def pool_pyramid(self, x: Tensor) -> Tensor:
         """The coarsest map with its averages over grids of several sizes: (B, C, h, w) to (B, channels, h, w)."""
-        pooled = [resize(pool(x), x) for pool in self.psp_modules]
-        return self.bottleneck(torch.cat([x, *pooled], dim=1))
+        return self.bottleneck([x, *(pool(x) for pool in self.psp_modules)])
 
 
 class FCNHead(nn.Module):
@@ -174,11 +185,11 @@ class UPerNet(nn.Module):
         """
         if labels is not None:
             return means(self.loss_terms(images, labels))
-        return self._logits(self._features(images), images)
+        return enlarge(self._coarse_logits(images), images)
 
     def loss_terms(self, images: Tensor, labels: Tensor) -> dict[str, LossTerm]:
         """The losses as in `forward`, with what each is a mean over: all pixels."""
-        _, losses = self.logits_and_losses(images, labels)
+        _, losses = self._coarse_logits_and_losses(images, labels)
         return losses
 
     def logits_and_losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, LossTerm]]:
@@ -195,13 +206,37 @@ class UPerNet(nn.Module):
             ConfigError: As in `forward`.
             DataError: As in `forward`.
         """
+        coarse, losses = self._coarse_logits_and_losses(images, labels)
+        return enlarge(coarse, images), losses
+
+    def predict_labels(self, images: Tensor, original_size_hw: SizeHW | None = None) -> Tensor:
+        """The likeliest class of each pixel: `forward(images).argmax(dim=1)`, bit for bit, without all the logits.
+
+        Args:
+            images: As in `forward`.
+            original_size_hw: (H', W') before the images were resized to (H, W). As in the published evaluations, logits
+                at (H, W) are resized to it, and then compared; None is (H, W).
+
+        Returns:
+            (B, H', W') int64 in [0, K).
+
+        Raises:
+            ConfigError: As in `forward`.
+        """
+        logits = at_least_float32(self._coarse_logits(images))
+        return likeliest_classes(logits, [size_hw(images), original_size_hw or size_hw(images)])
+
+    def _coarse_logits(self, images: Tensor) -> Tensor:
+        return self.decode_head(list(self._features(images).values()))
+
+    def _coarse_logits_and_losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, LossTerm]]:
         features = self._features(images)
-        logits = self._logits(features, images)
         check_labels(labels, images, self.num_classes)
-        auxiliary_logits = enlarge(self.auxiliary_head(features[AUXILIARY_FEATURE]), images)
-        auxiliary = LossTerm(segmentation_loss(auxiliary_logits, labels), labels.numel())
+        logits = self.decode_head(list(features.values()))
+        auxiliary_logits = self.auxiliary_head(features[AUXILIARY_FEATURE])
+        auxiliary = LossTerm(upsampled_segmentation_loss(auxiliary_logits, labels), labels.numel())
         return logits, {
-            "loss_segmentation": LossTerm(segmentation_loss(logits, labels), labels.numel()),
+            "loss_segmentation": LossTerm(upsampled_segmentation_loss(logits, labels), labels.numel()),
             "loss_auxiliary": auxiliary.times(self.auxiliary_weight),
         }
 
@@ -210,18 +245,15 @@ class UPerNet(nn.Module):
             raise ConfigError(f"images must be (B, channels, H, W), got shape {tuple(images.shape)}.")
         return self.backbone(self.normalize(images))
 
-    def _logits(self, features: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        return enlarge(self.decode_head(list(features.values())), images)
-
-
-def resize(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear, corners not aligned, to the height and width of another map."""
-    return functional.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
-
 
 def enlarge(logits: Tensor, images: Tensor) -> Tensor:
     """Logits at full precision and at the size of the images."""
-    return resize(at_least_float32(logits), images)
+    return resize(at_least_float32(logits), size_hw(images))
+
+
+def size_hw(maps: Tensor) -> SizeHW:
+    """(height, width) of maps (..., height, width)."""
+    return maps.shape[-2], maps.shape[-1]
 
 
 def check_labels(labels: Tensor, images: Tensor, num_classes: int) -> None:

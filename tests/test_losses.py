@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
 from swin_dense.conventions import IGNORED_LABEL
+from swin_dense.heads import losses
 from swin_dense.heads.losses import (
     classification_loss,
     mask_loss,
@@ -11,6 +13,7 @@ from swin_dense.heads.losses import (
     overlap_loss,
     proposal_losses,
     segmentation_loss,
+    upsampled_segmentation_loss,
 )
 
 
@@ -158,3 +161,126 @@ def test_segmentation_loss_of_ignored_pixels_only_is_zero_with_zero_gradient():
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert not logits.grad.any()
+
+
+# ---- Logits at another size than the labels.
+
+SIZES = [((7, 11), (28, 44)), ((7, 11), (29, 41)), ((1, 1), (5, 3)), ((13, 3), (7, 31)), ((7, 5), (7, 5))]
+
+
+@pytest.fixture(params=[1, 2**30])
+def tiles(request, monkeypatch):
+    """As small as they may be, so that there are several, or one that holds all images."""
+    monkeypatch.setitem(losses.TILE_VALUES, "cpu", request.param)
+
+
+def labels_of(size_hw, num_classes, count=2, dtype=torch.int64):
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, num_classes, (count, *size_hw), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORED_LABEL
+    return labels.to(dtype)
+
+
+def enlarged_loss(logits, labels):
+    size_hw = tuple(labels.shape[1:])
+    return segmentation_loss(functional.interpolate(logits, size_hw, mode="bilinear", align_corners=False), labels)
+
+
+def with_gradient(loss_of, logits, labels, factor=1.0):
+    logits = logits.clone().requires_grad_()
+    loss = loss_of(logits, labels)
+    (factor * loss).backward()
+    return loss.detach(), logits.grad
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("num_classes", [1, 3, 150])
+@pytest.mark.parametrize(("size_in", "size_out"), SIZES)
+def test_upsampled_segmentation_loss_is_that_of_enlarged_logits_with_its_gradient(size_in, size_out, num_classes):
+    logits, labels = random(2, num_classes, *size_in), labels_of(size_out, num_classes)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        logits = logits.contiguous(memory_format=memory_format)
+        for one, other in zip(
+            with_gradient(upsampled_segmentation_loss, logits, labels),
+            with_gradient(enlarged_loss, logits, labels),
+            strict=True,
+        ):
+            assert one.shape == other.shape and float((one - other).abs().max()) < 1e-12
+    with torch.no_grad():
+        assert upsampled_segmentation_loss(logits, labels) == upsampled_segmentation_loss(
+            logits.clone().requires_grad_(), labels
+        )
+
+
+@pytest.mark.usefixtures("tiles")
+def test_upsampled_segmentation_loss_has_the_gradient_of_finite_differences():
+    logits, labels = random(2, 3, 3, 4).requires_grad_(), labels_of((17, 19), 3)
+    assert torch.autograd.gradcheck(lambda logits: upsampled_segmentation_loss(logits, labels), logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_upsampled_segmentation_loss_takes_labels_of_any_integers(dtype):
+    logits, labels = random(2, 5, 7, 11), labels_of((29, 41), 5)
+    assert upsampled_segmentation_loss(logits, labels.to(dtype)) == upsampled_segmentation_loss(logits, labels)
+
+
+def test_upsampled_segmentation_loss_may_be_scaled_and_used_twice():
+    logits, labels = random(2, 5, 7, 11), labels_of((29, 41), 5)
+    _, gradient = with_gradient(upsampled_segmentation_loss, logits, labels)
+    _, scaled = with_gradient(upsampled_segmentation_loss, logits, labels, factor=-0.4)
+    assert torch.allclose(scaled, -0.4 * gradient, rtol=1e-12, atol=0)
+    logits.requires_grad_()
+    loss = upsampled_segmentation_loss(logits, labels)
+    loss.backward(retain_graph=True)
+    (loss * loss).backward()
+    assert torch.allclose(logits.grad, (1 + 2 * loss.detach()) * gradient, rtol=1e-12, atol=0)
+
+
+def test_upsampled_segmentation_loss_of_ignored_pixels_only_is_zero_with_zero_gradient():
+    loss, gradient = with_gradient(upsampled_segmentation_loss, random(2, 3, 5, 7), torch.full((2, 21, 27), 255))
+    assert float(loss) == 0 and not gradient.any()
+
+
+def test_upsampled_segmentation_loss_under_autocast_is_that_of_its_logits_in_float32():
+    logits, labels = random(2, 5, 7, 11).bfloat16(), labels_of((29, 41), 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, gradient = with_gradient(upsampled_segmentation_loss, logits, labels)
+    wanted, wanted_gradient = with_gradient(enlarged_loss, logits.double(), labels)
+    assert loss.dtype == torch.float32 and float(loss) == pytest.approx(float(wanted), rel=1e-6)
+    assert gradient.dtype == torch.bfloat16 and torch.allclose(gradient.double(), wanted_gradient, rtol=4e-3, atol=1e-9)
+
+
+def test_upsampled_segmentation_loss_is_finite_where_a_label_is_certain_or_impossible():
+    labels = torch.zeros(1, 12, 12).long()
+    for logit in (300.0, -300.0):
+        logits = torch.tensor([logit, 0.0]).view(1, 2, 1, 1).expand(1, 2, 3, 3)
+        loss, gradient = with_gradient(upsampled_segmentation_loss, logits, labels)
+        assert float(loss) == pytest.approx(max(-logit, 0))
+        assert float(gradient.sum(dim=(2, 3))[0, 0]) == pytest.approx(min(logit, 0) / 300)
+
+
+def test_upsampled_segmentation_loss_has_no_second_gradient():
+    logits, labels = random(1, 3, 3, 4).requires_grad_(), labels_of((7, 9), 3, count=1)
+    (gradient,) = torch.autograd.grad(upsampled_segmentation_loss(logits, labels), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiate twice|does not require grad"):
+        gradient.sum().backward()
+
+
+def test_upsampled_segmentation_loss_never_makes_all_logits(monkeypatch):
+    monkeypatch.setitem(losses.TILE_VALUES, "cpu", 2**12)
+    seen = []
+    cross_entropy = losses._cross_entropy
+    monkeypatch.setattr(losses, "_cross_entropy", lambda x, *rest: seen.append(x.numel()) or cross_entropy(x, *rest))
+    upsampled_segmentation_loss(random(2, 5, 32, 32), labels_of((128, 128), 5))
+    assert max(seen) <= 2**12 and sum(seen) == 2 * 5 * 128 * 128
+
+
+def test_upsampled_segmentation_loss_compiles_without_breaks():
+    torch.compiler.reset()
+    compiled = torch.compile(upsampled_segmentation_loss, fullgraph=True, backend="aot_eager")
+    logits, labels = random(2, 5, 7, 11), labels_of((29, 41), 5)
+    for one, other in zip(
+        with_gradient(compiled, logits, labels), with_gradient(upsampled_segmentation_loss, logits, labels), strict=True
+    ):
+        assert torch.equal(one, other)
+    torch.compiler.reset()

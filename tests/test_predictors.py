@@ -346,6 +346,16 @@ def test_semantic_views_average_the_models_probabilities(semantic_run, lively):
     assert clear.mean() > 0.9 and len(np.unique(labels)) > 2 and np.array_equal(predictor(image)[clear], labels[clear])
 
 
+def test_usual_labels_are_those_of_the_logits_at_the_models_size_resized_to_the_original(semantic_run, lively):
+    image = picture((61, 97))
+    predictor = lively(semantic_run)
+    seen = resized(image, semantic_inference((128, 64)))[None].float() / 255
+    with torch.no_grad():
+        logits = functional.interpolate(predictor.model(seen), size=(61, 97), mode="bilinear", align_corners=False)
+    labels = predictor(image)
+    assert len(np.unique(labels)) > 2 and np.array_equal(labels, logits[0].argmax(dim=0).numpy())
+
+
 def test_a_window_that_holds_the_image_gives_the_usual_labels(semantic_run, lively):
     image = picture((61, 97))
     plain, large, small = (

@@ -4,11 +4,14 @@ import pytest
 import torch
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from swin_dense.config import SwinConfig
 from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.errors import ConfigError, DataError
+from swin_dense.heads import upsampling
 from swin_dense.heads.losses import segmentation_loss
 from swin_dense.heads.upernet import FCNHead, UPerHead, check_labels, enlarge, upernet
 from swin_dense.swin import SwinTransformer
@@ -86,13 +89,37 @@ def test_decoder_equals_smps(training, dtype, tolerance, sizes):
     ("variant", "million_parameters", "giga_multiply_adds"),
     [("swin_t", 59.94, 944), ("swin_s", 81.26, 1037), ("swin_b", 121.28, 1187)],
 )
-def test_variants_cost_what_was_published(variant, million_parameters, giga_multiply_adds):
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = upernet(variant, num_classes=150).eval()
-        model(torch.empty(1, 3, 512, 2048))
+def test_variants_cost_what_was_published_and_less_where_taps_go_before_resizing(
+    variant, million_parameters, giga_multiply_adds, monkeypatch
+):
+    with torch.device("meta"):
+        model, images = upernet(variant, num_classes=150).eval(), torch.empty(1, 3, 512, 2048)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert parameters == pytest.approx(million_parameters * 1e6, rel=5e-3)
-    assert counter.get_total_flops() / 2 == pytest.approx(giga_multiply_adds * 1e9, rel=5e-3)
+    assert giga_multiply_adds_of(model, images) == pytest.approx(giga_multiply_adds, rel=5e-3)
+    monkeypatch.setattr(upsampling, "operations_are_watched", lambda: False)
+    assert giga_multiply_adds_of(model, images) < 0.7 * giga_multiply_adds
+
+
+def giga_multiply_adds_of(model, images):
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    return counter.get_total_flops() / 2e9
+
+
+def test_every_map_of_the_decoder_stays_channels_last():
+    head = UPerHead((8, 16, 32, 64), 24, num_classes=5)
+    seen = []
+    for name, module in head.named_modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.register_forward_hook(lambda _, inputs, output, name=name: seen.append((name, *inputs, output)))
+    maps = [torch.rand(2, 29 >> i, 37 >> i, 8 << i).permute(0, 3, 1, 2).requires_grad_() for i in range(4)]
+    logits = head(maps)
+    assert {"bottleneck.bn", "fpn_bottleneck.bn", "fpn_convs.0.conv", "conv_seg"} < {name for name, *_ in seen}
+    for name, *tensors in seen:
+        assert all(x.is_contiguous(memory_format=torch.channels_last) for x in tensors), name
+    gradients = torch.autograd.grad(logits.sum(), maps)
+    assert all(gradient.is_contiguous(memory_format=torch.channels_last) for gradient in gradients)
 
 
 # ---- Logits.
@@ -128,6 +155,46 @@ def test_logits_are_those_of_the_quarter_size_enlarged():
     assert enlarged.tolist() == pytest.approx([0.0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0])  # corners not aligned
 
 
+@pytest.mark.parametrize("num_classes", [1, 5, 37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_labels_are_the_maxima_of_the_logits_bit_for_bit(num_classes, dtype):
+    segmenter = randomise(segmenter_of(num_classes)).to(dtype).eval()
+    images = torch.rand(2, 3, 41, 67, dtype=dtype)
+    with torch.no_grad():
+        logits = segmenter(images)
+        assert torch.equal(segmenter.predict_labels(images), logits.argmax(dim=1))
+        again = functional.interpolate(logits, (59, 47), mode="bilinear", align_corners=False)
+        labels = segmenter.predict_labels(images, (59, 47))
+    assert labels.dtype == torch.int64 and torch.equal(labels, again.argmax(dim=1))
+    assert num_classes == 1 or labels.any()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches what torch makes: `numel` is the most values that any tensor had."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+def test_neither_losses_nor_labels_make_all_logits():
+    segmenter, images, labels = segmenter_of(num_classes=200), torch.rand(2, 3, 64, 96), random_labels((2, 64, 96))
+    all_logits = 200 * labels.numel()
+    with LargestTensor() as largest:
+        sum(segmenter(images, labels).values()).backward()
+        with torch.no_grad():
+            segmenter.eval().predict_labels(images, (61, 97))
+    assert largest.numel < all_logits / 4
+    with LargestTensor() as largest:
+        segmenter(images)
+    assert largest.numel >= all_logits
+
+
 def test_training_mode_without_labels_gives_logits():
     assert segmenter_of().train()(torch.rand(2, 3, 41, 67)).shape == (2, 5, 41, 67)
 
@@ -149,7 +216,8 @@ def test_losses_are_those_of_both_heads():
         losses, features = segmenter(images, labels), segmenter.backbone(segmenter.normalize(images))
         auxiliary = enlarge(segmenter.auxiliary_head(features["c4"]), images)
         assert set(losses) == {"loss_segmentation", "loss_auxiliary"}
-        assert losses["loss_segmentation"] == segmentation_loss(segmenter(images), labels)
+        wanted = segmentation_loss(segmenter(images), labels)
+        assert float(losses["loss_segmentation"]) == pytest.approx(float(wanted))
         assert float(losses["loss_auxiliary"]) == pytest.approx(0.4 * float(segmentation_loss(auxiliary, labels)))
 
 
@@ -285,6 +353,8 @@ def test_images_of_a_wrong_kind_are_refused():
     segmenter = segmenter_of().eval()
     with pytest.raises(ConfigError, match=r"images must be \(B, channels, H, W\), got shape \(3, 5, 7\)"):
         segmenter(torch.rand(3, 5, 7))
+    with pytest.raises(ConfigError, match=r"images must be \(B, channels, H, W\), got shape \(3, 5, 7\)"):
+        segmenter.predict_labels(torch.rand(3, 5, 7))
     with pytest.raises(ConfigError, match=r"images must be \(3, H, W\) floats"):
         segmenter(torch.zeros(1, 3, 5, 7, dtype=torch.uint8))
 

@@ -34,6 +34,7 @@ from swin_dense.heads.model_file import load_model
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.sliding_window import sliding_window
 from swin_dense.heads.upernet import UPerNet
+from swin_dense.heads.upsampling import likeliest_classes
 from swin_dense.heads.view_detection import view_detector
 from swin_dense.heads.views import View, logits_in_original, mean_probabilities
 from swin_dense.tools.image_views import Resizing, Views, instance_views, resized, semantic_views
@@ -265,8 +266,10 @@ class SemanticPredictor(Predictor[np.ndarray]):
     @torch.inference_mode()
     def predict(self, image: Tensor, original_size_hw: SizeHW) -> np.ndarray:
         """As in `Predictor`."""
+        if self.gives_losses:  # nothing is averaged, so nothing but the labels is kept
+            return _labels(self.model.predict_labels(self._view(image).image[None], original_size_hw)[0])
         if self.tiling is None:
-            return _likeliest(self._scores(image, original_size_hw))
+            return _labels(self._scores(image, original_size_hw).argmax(dim=0))
         return label_tiles(_channels_last(image), self.tiling, self._scores)
 
     @property
@@ -281,7 +284,7 @@ class SemanticPredictor(Predictor[np.ndarray]):
         """As in `Predictor`."""
         view = self._view(image)
         logits, losses = self.model.logits_and_losses(view.image[None], target[None].to(self.device))
-        return _likeliest(logits_in_original(view, lambda _: logits, original_size_hw)), losses
+        return _labels(likeliest_classes(logits, [original_size_hw])[0]), losses
 
     def _scores(self, image: Tensor, size_hw: SizeHW) -> Tensor:
         """(3, h, w) to (K, H, W), highest for the class of a pixel: of one view logits, of several probabilities."""
@@ -299,8 +302,8 @@ class SemanticPredictor(Predictor[np.ndarray]):
         return draw_semantic(image, prediction, self.label_map)
 
 
-def _likeliest(scores: Tensor) -> np.ndarray:
-    return scores.argmax(dim=0).to(torch.uint8).cpu().numpy()
+def _labels(classes: Tensor) -> np.ndarray:
+    return classes.to(torch.uint8).cpu().numpy()
 
 
 class ClassificationPredictor(Predictor[np.ndarray]):
