@@ -26,5 +26,18 @@ def test_traceback_may_stand_on_either_side():
     assert not parse(["benchmark", "data"]).traceback
 
 
+@pytest.mark.parametrize("part", ["backbone", "detect", "segment"])
+def test_help_of_models_has_a_worked_example_that_parses(part, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        parse(["benchmark", part, "--help"])
+    assert leaving.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    examples = [
+        line.strip().split("   ")[0].split() for line in lines[lines.index("example:") + 1 :] if "swin-d" in line
+    ]
+    assert len(examples) == 3 and all(words[:3] == ["swin-dense", "benchmark", part] for words in examples)
+    assert all(parse(words[1:]).part == part for words in examples)
+
+
 def test_spread_is_median_and_range_of_all_values():
     assert spread([7.0, 1.0, 3.0]) == {"median": 3.0, "min": 1.0, "max": 7.0, "all": [7.0, 1.0, 3.0]}

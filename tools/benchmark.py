@@ -1,11 +1,12 @@
 """Measure this library beside others on your machine, in one run; the figures of two machines or days do not compare.
 
-`--json` writes what is printed: {"machine": ..., "data", "ignored" or "training": ...} with every repetition.
+`--json` writes what is printed: {"machine": ..., and under the part's name every figure} with every repetition.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     Figures = dict[str, Any]
 
 HELP = "Measure speed, memory and training beside other libraries, in one run on this machine."
-EXAMPLE = """  swin-dense benchmark data
+EXAMPLE = """  swin-dense benchmark backbone --json backbone.json
+  swin-dense benchmark segment --batch 2 --size 256 256 --peers huggingface --compile
+  swin-dense benchmark data
   swin-dense benchmark data --annotations instances_val2017.json --images val2017 --repeats 9 --json data.json
   swin-dense benchmark data --memory --workers 1 8          (some minutes, 4 GB)
   swin-dense benchmark data --dense                         (10 GB for torchvision)
@@ -30,9 +33,54 @@ EXAMPLE = """  swin-dense benchmark data
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
+    for name, text in _MODELS.items():
+        _add_models(parts, name, text)
     _add_data(parts)
     _add_ignored(parts)
     _add_training(parts)
+
+
+_MODELS = {
+    "backbone": "time and memory of the backbone, beside timm's, torchvision's and Hugging Face's",
+    "detect": "time and memory of Mask R-CNN, beside torchvision's on its own Swin and on timm's",
+    "segment": "time and memory of UPerNet, beside Hugging Face's and segmentation-models-pytorch's",
+}
+_MODELS_EXAMPLE = """example:
+  swin-dense benchmark {name}                                    (the rows of this device, some minutes)
+  swin-dense benchmark {name} --batch 2 --size 256 320 --precision float32 --repeats 5
+  swin-dense benchmark {name} --compile --scaling --document {name}.md --json {name}.json
+
+A peer whose outputs differ from ours gets no ratio, and the exit code is 1."""
+
+
+def _add_models(parts: Parts, name: str, text: str) -> None:
+    models = parts.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=_MODELS_EXAMPLE.format(name=name),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    models.add_argument("--peers", nargs="*", metavar="NAME", help="libraries to compare with; default: all of them")
+    models.add_argument("--variant", default="swin_t", metavar="NAME", help="the backbone; default: swin_t")
+    models.add_argument("--batch", type=int, metavar="N", help="images; default: by row")
+    models.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images in pixels; default: by row"
+    )
+    models.add_argument("--precision", choices=["float32", "bfloat16"], help="bfloat16 is autocast; default: by row")
+    models.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
+    models.add_argument("--repeats", type=int, metavar="N", help="rounds; default: 20 on a GPU, 7 on a CPU")
+    models.add_argument("--warmup", type=int, metavar="N", help="rounds before; default: 5 on a GPU, 2 on a CPU")
+    models.add_argument("--compile", action="store_true", help="let all take part a second time, under torch.compile")
+    models.add_argument(
+        "--scaling", action="store_true", help="also measure ours from 256 to 2048 pixels, batch 1 to 32, Swin-T to L"
+    )
+    models.add_argument(
+        "--limit-s", type=float, default=20.0, metavar="X", help="of each point of --scaling, seconds; default: 20"
+    )
+    models.add_argument("--document", type=Path, metavar="FILE", help="write the figures as a page, Markdown")
+    _add_shared(models)
 
 
 def _add_data(parts: Parts) -> None:
@@ -94,10 +142,11 @@ def _add_shared(part: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, write what was asked for."""
+    """Measure, print, write what was asked for; 1 where a ratio was refused."""
     from swin_dense.tools.machine import describe_machine, machine_line
     from swin_dense.tools.tables import write_json
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, talks on standard error
     machine = describe_machine()
     print(machine_line(machine))
     try:
@@ -107,7 +156,19 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"swin-dense benchmark: stopped; {left}", file=sys.stderr)
         return interruption.exit_code
     write_json(arguments.json, {"machine": machine, arguments.part: figures})
-    return 0
+    for sentence in figures.get("refused", []):
+        print(f"swin-dense benchmark {arguments.part}: no ratio: {sentence}", file=sys.stderr)
+    return 1 if figures.get("refused") else 0
+
+
+def _measure_models(arguments: argparse.Namespace, machine: Machine) -> Figures:
+    from swin_dense.tools.benchmark_models import measure_models
+    from swin_dense.tools.benchmark_tables import write_document
+
+    figures = measure_models(arguments)
+    if arguments.document is not None:
+        write_document(arguments.document, figures, machine)
+    return figures
 
 
 def _measure_data(arguments: argparse.Namespace, machine: Machine) -> Figures:
@@ -139,7 +200,12 @@ def _measure_training(arguments: argparse.Namespace, machine: Machine) -> Figure
     return figures
 
 
-_MEASURES = {"data": _measure_data, "ignored": _measure_ignored, "training": _measure_training}
+_MEASURES = {
+    **dict.fromkeys(_MODELS, _measure_models),
+    "data": _measure_data,
+    "ignored": _measure_ignored,
+    "training": _measure_training,
+}
 
 
 def _require_fitting(arguments: argparse.Namespace) -> None:

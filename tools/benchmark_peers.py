@@ -13,18 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from swin_dense.box_masks import BoxMasks
-from swin_dense.config import variant_config
+from swin_dense.config import STAGE_NAMES, SwinConfig, variant_config
 from swin_dense.conventions import IGNORED_LABEL
 from swin_dense.datasets.labels import LabelMap
 from swin_dense.datasets.semantic_transforms import semantic_inference
 from swin_dense.errors import ConfigError
-from swin_dense.heads.anchors import PUBLISHED_ANCHOR_SCALE
 from swin_dense.heads.backbones import Normalize
+from swin_dense.tools.backbone_peers import NormedStages, TorchvisionStages
+from swin_dense.tools.detector_peers import torchvision_mask_rcnn
 from swin_dense.tools.image_views import Views
 from swin_dense.tools.instance_prediction import InstancePrediction
 from swin_dense.tools.instance_task import InstanceBatch
 from swin_dense.tools.predictors import Predictor, SizeHW
 from swin_dense.tools.recipe import InferenceSettings
+from swin_dense.tools.segmenter_peers import smp_upernet
 from swin_dense.tools.semantic_task import SemanticBatch
 from swin_dense.windows import missing_to_multiple
 
@@ -33,8 +35,6 @@ VARIANT = "swin_t"
 
 _SAME = ("version", "embed_dim", "depths", "num_heads", "window_size", "patch_size", "in_channels")
 _STRIDE = 32
-_CANONICAL_SIDE = 224
-"""A box of this side belongs to level 4 of a pyramid whose anchors have the published scale (Lin et al., 2017)."""
 
 
 class Peer(nn.Module, ABC):
@@ -90,18 +90,10 @@ class SmpUPerNet(Peer):
 
     def __init__(self, architecture: Mapping[str, Any], inference: InferenceSettings) -> None:
         super().__init__()
-        import segmentation_models_pytorch as smp
-
         self.scale = inference.scale
         self.normalize = Normalize(3)
-        self.model = smp.UPerNet(
-            "tu-swin_tiny_patch4_window7_224",
-            encoder_weights=None,
-            decoder_channels=architecture["channels"],
-            classes=architecture["num_classes"],
-            strict_img_size=False,  # without it, timm takes images of 224 x 224 only
-            drop_path_rate=architecture["backbone"]["drop_path_rate"],
-        )
+        # Without `strict_img_size=False`, timm takes images of 224 x 224 only.
+        self.model = smp_upernet(architecture, strict_img_size=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to logits (B, K, H, W); padded for the model, which takes multiples of 32."""
@@ -147,39 +139,10 @@ class TorchvisionMaskRCNN(Peer):
 
     def __init__(self, architecture: Mapping[str, Any], inference: InferenceSettings) -> None:
         super().__init__()
-        from torchvision.models.detection import MaskRCNN
-        from torchvision.models.detection.anchor_utils import AnchorGenerator
-        from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-        from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-        from torchvision.ops import MultiScaleRoIAlign
-
-        channels, proposals, scale = (architecture[name] for name in ("fpn_channels", "max_proposals", "anchor_scale"))
-        box_width, mask_width = architecture["box_head_channels"], architecture["mask_head_channels"]
-        num_classes = architecture["num_classes"] + 1  # background is its first
-        canonical_side = round(_CANONICAL_SIDE * scale / PUBLISHED_ANCHOR_SCALE)
-        levels = [str(stage) for stage in range(4)]
-        self.model = MaskRCNN(
-            _SwinPyramid(channels, architecture["backbone"]["drop_path_rate"]),
-            min_size=inference.short_edge,
-            max_size=inference.max_long_edge,
-            rpn_anchor_generator=AnchorGenerator(
-                tuple((scale * stride,) for stride in (4, 8, 16, 32, 64)), ((0.5, 1.0, 2.0),) * 5
-            ),
-            rpn_pre_nms_top_n_train=2 * proposals,
-            rpn_post_nms_top_n_train=2 * proposals,
-            rpn_pre_nms_top_n_test=proposals,
-            rpn_post_nms_top_n_test=proposals,
-            box_roi_pool=MultiScaleRoIAlign(levels, 7, 2, canonical_scale=canonical_side),
-            box_head=TwoMLPHead(7 * 7 * channels, box_width),
-            box_predictor=FastRCNNPredictor(box_width, num_classes),
-            box_score_thresh=architecture["score_threshold"],
-            box_detections_per_img=architecture["max_detections"],
-            box_batch_size_per_image=architecture["samples_per_image"],
-            mask_roi_pool=MultiScaleRoIAlign(levels, 14, 2, canonical_scale=canonical_side),
-            mask_head=MaskRCNNHeads(channels, (mask_width,) * 4, dilation=1),
-            mask_predictor=MaskRCNNPredictor(mask_width, mask_width, num_classes),
-            _skip_resize=True,  # in training, where the batches are resized already
-        )
+        stages = TorchvisionStages(SwinConfig.from_dict(architecture["backbone"]))
+        norms = [nn.Identity() for _ in STAGE_NAMES]  # its users have none
+        short_edge, max_long_edge = inference.short_edge, inference.max_long_edge
+        self.model = torchvision_mask_rcnn(architecture, NormedStages(stages, norms), short_edge, max_long_edge)
 
     def prepared(self, batch: InstanceBatch) -> InstanceBatch:
         """The batch with torchvision's targets."""
@@ -192,31 +155,6 @@ class TorchvisionMaskRCNN(Peer):
     def predictor(self, label_map: LabelMap) -> Predictor[InstancePrediction]:
         """Detections in original pixels."""
         return _TorchvisionPredictor(self, label_map)
-
-
-class _SwinPyramid(nn.Sequential):
-    """torchvision's pyramid on the four stages of its swin_t."""
-
-    def __init__(self, channels: int, drop_path_rate: float) -> None:
-        from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
-
-        pyramid = FeaturePyramidNetwork([96, 192, 384, 768], channels, extra_blocks=LastLevelMaxPool())
-        super().__init__(_TorchvisionSwin(drop_path_rate), pyramid)
-        self.out_channels = channels
-
-
-class _TorchvisionSwin(nn.Module):
-    def __init__(self, drop_path_rate: float) -> None:
-        super().__init__()
-        from torchvision.models.feature_extraction import create_feature_extractor
-        from torchvision.models.swin_transformer import SwinTransformer
-
-        swin_t = SwinTransformer([4, 4], 96, [2, 2, 6, 2], [3, 6, 12, 24], [7, 7], stochastic_depth_prob=drop_path_rate)
-        self.stages = create_feature_extractor(swin_t, {f"features.{2 * stage + 1}": str(stage) for stage in range(4)})
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) to {"0": (B, C, H/4, W/4), … "3": (B, 8C, H/32, W/32)}."""
-        return {name: stage.permute(0, 3, 1, 2).contiguous() for name, stage in self.stages(images).items()}
 
 
 class _TorchvisionPredictor(Predictor[InstancePrediction]):

@@ -74,7 +74,7 @@ def require_writable(path: Path) -> None:
     Raises:
         ConfigError: The path is a folder, or its folder cannot be written to.
     """
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ConfigError(f"{path}: cannot be written; name a file in a folder that can.")
 
