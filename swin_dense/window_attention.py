@@ -1,8 +1,8 @@
 """Attention within the shifted windows of a map, as one function of its queries, keys and values.
 
-`reference_window_attention` is its readable definition. The other implementation computes the same without moving the
-map about: "gathered", for CPUs. Symbols as in `windows.py`; queries, keys and values have num_heads heads of d channels
-each.
+`reference_window_attention` is its readable definition. The other implementations compute the same without moving the
+map about: "gathered" for CPUs, "fused" for GPUs. Symbols as in `windows.py`; queries, keys and values have num_heads
+heads of d channels each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from swin_dense.windows import (
     window_partition,
 )
 
-Implementation = Literal["auto", "reference", "gathered"]
+Implementation = Literal["auto", "reference", "gathered", "fused"]
 
 _implementation: ContextVar[Implementation] = ContextVar("implementation", default="auto")
 
@@ -37,7 +37,8 @@ def attention_implementation(name: Implementation) -> Iterator[None]:
     """Within this context, every window attention is computed this way.
 
     Args:
-        name: "reference", "gathered" (on CPUs), or "auto": the fastest that the tensors allow.
+        name: "reference", "gathered" (on CPUs), "fused" (on GPUs, by Triton), or "auto": the fastest
+            that the tensors allow.
 
     Raises:
         ConfigError: There is no such implementation.
@@ -74,11 +75,20 @@ def window_attention(
     Returns:
         (B, H, W, C).
     """
-    name = chosen_implementation(qkv)
+    name, head_dim = chosen_implementation(qkv), qkv.shape[-1] // (3 * bias.shape[0])
     if name == "gathered":
         from swin_dense.gathered_window_attention import gathered_window_attention
 
         return gathered_window_attention(qkv, padding, bias, logit_scale, windows)
+    is_wanted = _implementation.get() == "fused"
+    kind = qkv.device, qkv.dtype, windows.window_size, head_dim, logit_scale is not None
+    if name == "fused":
+        from swin_dense.attention_trial import fused_is_right
+        from swin_dense.fused_window_attention import fused_window_attention
+
+        if not is_wanted and not fused_is_right(*kind):
+            return reference_window_attention(qkv, padding, bias, logit_scale, windows)
+        return fused_window_attention(qkv, padding, bias, logit_scale, *windows)
     return reference_window_attention(qkv, padding, bias, logit_scale, windows)
 
 
@@ -87,6 +97,8 @@ def chosen_implementation(x: Tensor) -> Implementation:
     name = _implementation.get()
     if name != "auto":
         return name
+    if x.is_cuda and x.dtype != torch.float64 and not operations_are_watched():
+        return "fused"
     # A compiler makes one loop of the reference's copies, for sizes that may be symbolic.
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and not operations_are_watched():
         return "gathered"

@@ -11,3 +11,13 @@ def test_only_what_sees_operations_watches():
     with FlopCounterMode(display=False):
         assert operations_are_watched()
     assert not operations_are_watched()
+
+
+def test_exporting_watches_and_compiling_does_not():
+    class Scaled(torch.nn.Module):
+        def forward(self, x):
+            return x * (2 if operations_are_watched() else 3)
+
+    one = torch.ones(1)
+    assert torch.export.export(Scaled(), (one,)).module()(one) == 2
+    assert torch.compile(Scaled(), fullgraph=True, backend="eager")(one) == 3
