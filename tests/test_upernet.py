@@ -320,10 +320,15 @@ def test_dropout_drops_whole_channels_in_training_only():
         assert torch.equal(head(torch.ones(1, 4, 5, 7)), head(torch.ones(1, 4, 5, 7)))
 
 
-def test_classifiers_start_small_and_without_bias():
+def test_new_weights_keep_the_variance_of_what_goes_through():
+    torch.manual_seed(0)
     segmenter = segmenter_of(num_classes=50, channels=64, auxiliary_channels=64)
     for head in (segmenter.decode_head, segmenter.auxiliary_head):
-        assert float(head.conv_seg.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
+        for layer in head.modules():
+            if isinstance(layer, nn.Conv2d) and layer.bias is None:
+                wanted = (2 / layer.weight[0].numel()) ** 0.5  # a ReLU follows, which halves it
+                assert float(layer.weight.detach().std()) == pytest.approx(wanted, rel=0.1)
+        assert float(head.conv_seg.weight.detach().std()) == pytest.approx((2 / (64 + 50)) ** 0.5, rel=0.1)
         assert not head.conv_seg.bias.any()
 
 
