@@ -106,7 +106,8 @@ def _attend(
         for some in _runs(num_windows, num_heads * area**2):
             query, key, value = _gathered(rows, padding, inward, some, None if parts is None else parts[image, :, some])
             logits = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).unflatten(0, (-1, num_heads))
-            logits = torch.add(bias, logits, alpha=scale)
+            logits = logits.to(accurate)  # first: sums of two dtypes take twenty times as long
+            torch.add(bias, logits, alpha=scale, out=logits)
             if mask is not None:
                 logits += mask[some, None]
             weights = logits.softmax(dim=-1).to(qkv.dtype)
@@ -141,7 +142,9 @@ def _attend_backward(
             query_gradient, key_gradient, value_gradient = (part.flatten(0, 1) for part in in_windows[:, some])
             torch.bmm(weights.transpose(1, 2), out_gradient, out=value_gradient)
             weights_gradient = torch.bmm(out_gradient, value.transpose(1, 2))
-            logits_gradient = _softmax_backward(weights_gradient, weights, accurate)
+            logits_gradient = torch._softmax_backward_data(
+                weights_gradient.to(accurate), weights.to(accurate), -1, accurate
+            )
             bias_gradient += logits_gradient.unflatten(0, (-1, num_heads)).sum(dim=0)
             logits_gradient = (logits_gradient * scale).to(parts.dtype)
             torch.bmm(logits_gradient, key, out=query_gradient)
@@ -154,11 +157,6 @@ def _attend_backward(
         )
         padding_gradient += in_windows[:, inward.padded_windows, :, inward.padded_positions].sum(dim=0, dtype=accurate)
     return qkv_gradient, padding_gradient.flatten().to(gradient.dtype), bias_gradient
-
-
-def _softmax_backward(gradient: Tensor, probabilities: Tensor, dtype: torch.dtype) -> Tensor:
-    weighted = gradient.to(dtype) * probabilities
-    return weighted - probabilities * weighted.sum(dim=-1, keepdim=True)
 
 
 class Cells(NamedTuple):
