@@ -61,6 +61,8 @@ class MaskRCNN(nn.Module):
         architecture: What the builder was called with, in plain types, so that a file can rebuild the model.
     """
 
+    compiled_parts = ("backbone", "fpn")  # by `swin_dense.compile`
+
     def __init__(
         self,
         backbone: SwinTransformer,

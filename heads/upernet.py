@@ -155,6 +155,7 @@ class UPerNet(nn.Module):
     """
 
     auxiliary_weight = 0.4  # of its loss, in all published configurations
+    compiled_parts = ("backbone", "decode_head", "auxiliary_head")  # by `swin_dense.compile`
 
     def __init__(
         self,

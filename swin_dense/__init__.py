@@ -22,6 +22,7 @@ from swin_dense.features import FeatureSpec
 if TYPE_CHECKING:
     from swin_dense.box_masks import BoxMasks
     from swin_dense.classification import Classifier, classifier
+    from swin_dense.compilation import compile, compiled_calls
     from swin_dense.swin import SwinTransformer, create_backbone
     from swin_dense.weights import WeightsReport, load_weights, read_config
     from swin_dense.window_attention import attention_implementation
@@ -46,6 +47,8 @@ __all__ = [
     "WeightsReport",
     "attention_implementation",
     "classifier",
+    "compile",
+    "compiled_calls",
     "create_backbone",
     "load_weights",
     "read_config",
@@ -56,6 +59,8 @@ _NEEDS_TORCH = {
     "BoxMasks": "swin_dense.box_masks",
     "Classifier": "swin_dense.classification",
     "classifier": "swin_dense.classification",
+    "compile": "swin_dense.compilation",
+    "compiled_calls": "swin_dense.compilation",
     "SwinTransformer": "swin_dense.swin",
     "create_backbone": "swin_dense.swin",
     "WeightsReport": "swin_dense.weights",
