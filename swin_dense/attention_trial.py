@@ -16,8 +16,7 @@ from swin_dense.windows import ShiftedWindows
 _ALLOWED = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest value; mistakes are larger
 
 
-@torch.compiler.assume_constant_result
-@cache
+@torch.compiler.assume_constant_result  # a compiler asks, and does not look inside
 def fused_is_right(
     device: torch.device, dtype: torch.dtype, window_size: int, head_dim: int, has_cosines: bool
 ) -> bool:
@@ -32,6 +31,12 @@ def fused_is_right(
         head_dim: Channels of a head.
         has_cosines: Whether logits are those of Swin V2.
     """
+    return try_fused(device, dtype, window_size, head_dim, has_cosines)
+
+
+@cache
+def try_fused(device: torch.device, dtype: torch.dtype, window_size: int, head_dim: int, has_cosines: bool) -> bool:
+    """`fused_is_right`, to be asked through that."""
     if head_dim > LARGEST_HEAD_DIM or find_spec("triton") is None:
         return False
     windows = ShiftedWindows(window_size, (window_size // 2, window_size // 2), True, -100.0)

@@ -1,16 +1,16 @@
 import pytest
 import torch
 
-from swin_dense.attention_trial import fused_is_right
+from swin_dense.attention_trial import fused_is_right, try_fused
 from swin_dense.window_attention import reference_window_attention
 from swin_dense.windows import ShiftedWindows
 
 
 @pytest.fixture
 def tried():
-    fused_is_right.cache_clear()
+    try_fused.cache_clear()
     yield lambda cosine=False, head_dim=4: fused_is_right(torch.device("cpu"), torch.float32, 3, head_dim, cosine)
-    fused_is_right.cache_clear()
+    try_fused.cache_clear()
 
 
 def as_fused(change=lambda attended: attended):
@@ -44,3 +44,12 @@ def test_fused_attention_that_fails_is_left_for_the_reference(tried, monkeypatch
     monkeypatch.setattr("swin_dense.attention_trial.fused_window_attention", fail)
     with pytest.warns(UserWarning, match=r"slower reference: the fused one failed \(RuntimeError: no kernel image\)"):
         assert not tried()
+
+
+def test_compiler_takes_the_answer_as_it_is(tried, monkeypatch):
+    monkeypatch.setattr("swin_dense.attention_trial.fused_window_attention", as_fused())
+
+    def doubled(x):
+        return x * (2 if tried() else 3)
+
+    assert torch.compile(doubled, fullgraph=True, backend="eager")(torch.ones(1)) == 2
