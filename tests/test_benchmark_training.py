@@ -172,7 +172,8 @@ def test_command_measures_prints_and_writes(small, tmp_path, clock, monkeypatch,
     measured = figures["by_seed"]["5"]
     assert list(figures["by_seed"]) == ["5"] and list(measured) == [OURS, "segmentation-models-pytorch"]
     assert all(each["steps"] == len(each["scores"]) == 1 for each in measured.values())
-    assert figures["command"].startswith(f"swin-dense benchmark training {name} data=DIR ")
+    folder = next(word for word in overrides if word.startswith("data=")).rsplit("/", 1)[-1]
+    assert figures["command"].startswith(f"swin-dense benchmark training {name} data={folder} ")
     page, shown = (tmp_path / "page.md").read_text(), capsys.readouterr().out
     for each in measured.values():
         assert f"{each['scores'][0][1]:.3f}" in page and f"{each['scores'][0][1]:.3f}" in shown

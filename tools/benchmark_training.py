@@ -340,5 +340,6 @@ def _seed_rows(measured: Mapping[str, Any], score: str) -> dict[str, dict[str, f
 
 def _command(arguments: argparse.Namespace, seeds: Sequence[int]) -> str:
     numbers = ["--minutes", f"{arguments.minutes:g}", "--scores", str(arguments.scores), "--seeds", *map(str, seeds)]
-    shown = [word if not word.startswith("data=") else "data=DIR" for word in arguments.overrides]
+    # Where the data lie is nobody's business, what they are called is.
+    shown = [f"data={Path(word).name}" if word.startswith("data=") else word for word in arguments.overrides]
     return shlex.join(["swin-dense", "benchmark", "training", arguments.recipe, *shown, *numbers, "--document", "FILE"])
