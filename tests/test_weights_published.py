@@ -1,5 +1,4 @@
 import hashlib
-import os
 import re
 import signal
 import threading
@@ -75,7 +74,8 @@ def send_half_and_interrupt(handler):
     send_half(handler)
     while not any(path.stat().st_size for path in handler.server.cache.glob("*.partial")):
         time.sleep(0.001)
-    os.kill(os.getpid(), signal.SIGINT)
+    # To the thread that waits for data: another one would take note, and leave it waiting.
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
     handler.server.released.wait(10)
 
 
