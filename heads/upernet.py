@@ -25,9 +25,10 @@ from swin_dense.heads.backbones import Normalize, as_backbone
 from swin_dense.heads.batch_norm import BatchNorm
 from swin_dense.heads.losses import upsampled_segmentation_loss
 from swin_dense.heads.precision import at_least_float32
-from swin_dense.heads.upsampling import SizeHW, convolve_resized, likeliest_classes, resize
+from swin_dense.heads.upsampling import convolve_resized, likeliest_classes, resize
 from swin_dense.swin import SwinTransformer
 from swin_dense.training.loss_terms import LossTerm, means
+from swin_dense.windows import SizeHW
 
 AUXILIARY_FEATURE = "c4"  # the third stage, in all published configurations
 

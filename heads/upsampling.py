@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from swin_dense.watched import operations_are_watched
-
-SizeHW = tuple[int, int]
+from swin_dense.windows import SizeHW
 
 CLASSES_AT_ONCE = 16
 """Of `likeliest_classes`; whole vectors of every processor, so that each class is rounded as it is among all others."""

@@ -58,12 +58,13 @@ class _GatheredWindowAttention(torch.autograd.Function):
         scale: float,
         windows: ShiftedWindows,
     ) -> Tensor:
-        num_windows, area = _count(qkv, windows), windows.window_size**2
-        num_heads, batch = bias.shape[0], qkv.shape[0]
+        batch, height, width, _ = qkv.shape
+        num_heads, area = bias.shape[:2]
+        num_windows = cells_of_windows((height, width), windows, 3, num_heads).to_windows.shape[1]
         parts = qkv.new_empty(batch, 3, num_windows, num_heads, area, qkv.shape[3] // (3 * num_heads))
         probabilities = qkv.new_empty(batch, num_windows, num_heads, area, area)
         ctx.save_for_backward(parts, probabilities)
-        ctx.scale, ctx.windows, ctx.size_hw, ctx.bias_dtype = scale, windows, (qkv.shape[1], qkv.shape[2]), bias.dtype
+        ctx.scale, ctx.windows, ctx.size_hw, ctx.bias_dtype = scale, windows, (height, width), bias.dtype
         with torch.autocast(qkv.device.type, enabled=False):
             return _attend(qkv, padding, bias, scale, windows, parts, probabilities)
 
@@ -97,7 +98,7 @@ def _attend(
     bias, mask = bias.to(accurate), _mask(qkv, windows, accurate)
     inward = cells_of_windows((height, width), windows, 3, num_heads)
     outward = cells_of_windows((height, width), windows, 1, num_heads)
-    num_windows = _count(qkv, windows)
+    num_windows = inward.to_windows.shape[1]
     out = qkv.new_empty(batch, height, width, channels // 3)
     attended = qkv.new_empty(num_windows, num_heads, area, width_of_head)
     padding = padding.to(qkv.dtype)
@@ -226,19 +227,9 @@ def _runs(num_windows: int, logits_per_window: int) -> Iterator[slice]:
         yield slice(start, min(start + step, num_windows))
 
 
-def _count(qkv: Tensor, windows: ShiftedWindows) -> int:
-    height, width = _padded_hw(qkv, windows)
-    return height * width // windows.window_size**2
-
-
 def _mask(qkv: Tensor, windows: ShiftedWindows, dtype: torch.dtype) -> Tensor | None:
     if windows.shift_hw == (0, 0):
         return None
-    padded_hw = _padded_hw(qkv, windows)
-    return shift_mask(padded_hw, windows.window_size, windows.shift_hw, windows.mask_value, dtype, qkv.device)
-
-
-def _padded_hw(qkv: Tensor, windows: ShiftedWindows) -> SizeHW:
-    height, width = qkv.shape[1:3]
-    multiple = windows.window_size
-    return height + missing_to_multiple(height, multiple), width + missing_to_multiple(width, multiple)
+    (height, width), multiple = qkv.shape[1:3], windows.window_size
+    padded_hw = height + missing_to_multiple(height, multiple), width + missing_to_multiple(width, multiple)
+    return shift_mask(padded_hw, multiple, windows.shift_hw, windows.mask_value, dtype, qkv.device)

@@ -75,20 +75,19 @@ def window_attention(
     Returns:
         (B, H, W, C).
     """
-    name, head_dim = chosen_implementation(qkv), qkv.shape[-1] // (3 * bias.shape[0])
+    name = chosen_implementation(qkv)
     if name == "gathered":
         from swin_dense.gathered_window_attention import gathered_window_attention
 
         return gathered_window_attention(qkv, padding, bias, logit_scale, windows)
-    is_wanted = _implementation.get() == "fused"
-    kind = qkv.device, qkv.dtype, windows.window_size, head_dim, logit_scale is not None
     if name == "fused":
         from swin_dense.attention_trial import fused_is_right
         from swin_dense.fused_window_attention import fused_window_attention
 
-        if not is_wanted and not fused_is_right(*kind):
-            return reference_window_attention(qkv, padding, bias, logit_scale, windows)
-        return fused_window_attention(qkv, padding, bias, logit_scale, *windows)
+        head_dim = qkv.shape[-1] // (3 * bias.shape[0])
+        kind = qkv.device, qkv.dtype, windows.window_size, head_dim, logit_scale is not None
+        if _implementation.get() == "fused" or fused_is_right(*kind):
+            return fused_window_attention(qkv, padding, bias, logit_scale, *windows)
     return reference_window_attention(qkv, padding, bias, logit_scale, windows)
 
 
