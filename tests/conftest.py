@@ -310,6 +310,32 @@ def run_python() -> Callable[..., Any]:
     return run
 
 
+@pytest.fixture(scope="module", params=["interpreted", pytest.param("compiled", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Where the kernels of a test module's KERNELS run: Triton's interpreter on the CPU, and a GPU if there is one."""
+    import importlib
+
+    import torch
+
+    pytest.importorskip("triton")
+    if request.param == "compiled":
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+        yield torch.device("cuda")
+        return
+
+    def reload() -> None:
+        """Triton decides at import whether its own functions and ours are compiled or interpreted."""
+        for name in ("triton.language.standard", "triton.language", request.module.KERNELS):
+            importlib.reload(importlib.import_module(name))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        reload()
+        yield torch.device("cpu")
+    reload()
+
+
 @pytest.fixture(scope="session")
 def randomise() -> Callable[..., Any]:
     import math

@@ -1,16 +1,15 @@
 import pytest
 import torch
 
-from swin_dense.attention_trial import fused_is_right, try_fused
+from swin_dense.attention_trial import fused_is_right
 from swin_dense.window_attention import reference_window_attention
 from swin_dense.windows import ShiftedWindows
 
 
 @pytest.fixture
-def tried():
-    try_fused.cache_clear()
-    yield lambda cosine=False, head_dim=4: fused_is_right(torch.device("cpu"), torch.float32, 3, head_dim, cosine)
-    try_fused.cache_clear()
+def tried(monkeypatch):
+    monkeypatch.setattr("swin_dense.kernel_trial._answers", {})
+    return lambda cosine=False, head_dim=4: fused_is_right(torch.device("cpu"), torch.float32, 3, head_dim, cosine)
 
 
 def as_fused(change=lambda attended: attended):

@@ -1,4 +1,3 @@
-import importlib
 import itertools
 import subprocess
 import sys
@@ -12,35 +11,10 @@ from swin_dense.errors import ConfigError
 from swin_dense.fused_window_attention import fused_window_attention
 from swin_dense.windows import shift_mask, window_merge, window_partition
 
+KERNELS = "swin_dense.window_attention_kernels"
+pytestmark = pytest.mark.usefixtures("device")
+
 NAMES = ("out", "qkv", "padding", "bias", "logit_scale")
-LAST = ("triton.language.standard", "triton.language", "swin_dense.window_attention_kernels")
-no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def reload_kernels():
-    """Triton decides at import whether its own functions and ours are compiled or interpreted."""
-    for name in LAST:
-        importlib.reload(importlib.import_module(name))
-
-
-@pytest.fixture(
-    scope="module",
-    autouse=True,
-    params=[
-        pytest.param("cpu", id="interpreted"),
-        pytest.param("cuda", id="compiled", marks=[pytest.mark.gpu, no_gpu]),
-    ],
-)
-def device(request):
-    pytest.importorskip("triton")
-    if request.param == "cuda":
-        yield torch.device("cuda")
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        reload_kernels()
-        yield torch.device("cpu")
-    reload_kernels()
 
 
 def attention_by_windows(qkv, padding, bias, logit_scale, window_size, shift_hw, pad_first, mask_value):

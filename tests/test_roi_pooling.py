@@ -1,11 +1,13 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from swin_dense.features import FeatureSpec
-from swin_dense.heads.roi_pooling import PyramidRoIAlign, published_pooling
+from swin_dense.heads import roi_pooling
+from swin_dense.heads.roi_pooling import PyramidRoIAlign, fused_is_right, published_pooling, reference_roi_align
 
 SPECS = {f"p{k}": FeatureSpec(2, 2**k) for k in (2, 3, 4, 5)}
 
@@ -59,6 +61,20 @@ def test_each_box_is_pooled_from_its_level_and_image():
     assert torch.equal(pooled, torch.cat(wanted))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_levels_in_half_precision_are_pooled_in_float32(dtype):
+    levels = {name: level.to(dtype) for name, level in ramps((64, 96)).items()}
+    boxes = [torch.tensor([[3.3, 5.7, 40.1, 33.9]])]
+    pooled = PyramidRoIAlign(SPECS, 3)(levels, boxes, [(64, 96)])
+    exact = {name: level.float() for name, level in levels.items()}
+    assert pooled.dtype == torch.float32 and torch.equal(pooled, PyramidRoIAlign(SPECS, 3)(exact, boxes, [(64, 96)]))
+
+
+def test_boxes_in_float64_do_not_change_the_dtype_of_the_result():
+    boxes = [torch.tensor([[3.3, 5.7, 40.1, 33.9]], dtype=torch.float64)]
+    assert PyramidRoIAlign(SPECS, 3)(ramps((64, 96), torch.float32), boxes, [(64, 96)]).dtype == torch.float32
+
+
 def test_strides_do_not_depend_on_the_first_image_seen():
     pooler = PyramidRoIAlign(SPECS, 3)
     tiny = {name: torch.rand(1, 2, 1, 1) for name in SPECS}
@@ -93,3 +109,42 @@ def test_boxes_change_level_in_proportion_to_the_anchors():
     assert (published.finest_side, small.finest_side) == (56.0, 14.0)
     boxes = torch.tensor([[0.0, 0, side, side] for side in (5, 60, 113, 300, 900)])
     assert torch.equal(published.level_of(boxes), small.level_of(boxes / 4))
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    monkeypatch.setattr("swin_dense.kernel_trial._answers", {})
+    return lambda dtype=torch.float32: fused_is_right(torch.device("cpu"), dtype, 2, 3, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_fused_pooling_is_used_where_it_equals_the_reference(dtype, tried, monkeypatch):
+    monkeypatch.setattr(roi_pooling, "fused_roi_align", reference_roi_align)
+    assert tried(dtype)
+
+
+@pytest.mark.parametrize("part", ["result", "gradient"])
+def test_fused_pooling_that_differs_is_left_for_the_reference(part, tried, monkeypatch):
+    def align(levels, *others):
+        pooled = reference_roi_align(levels, *others)
+        return pooled + (0.1 * pooled.detach() if part == "result" else 0.1 * (pooled - pooled.detach()))
+
+    monkeypatch.setattr(roi_pooling, "fused_roi_align", align)
+    with pytest.warns(UserWarning, match="goes level by level, which is slower: the fused one is off by 1.0e-01"):
+        assert not tried()
+
+
+def test_fused_pooling_is_for_gpus_where_algorithms_need_not_be_deterministic(monkeypatch):
+    asked = []
+    monkeypatch.setattr(roi_pooling, "fused_is_right", lambda *kind: asked.append(kind) or True)
+    level = SimpleNamespace(is_cuda=True, device="cuda:1", dtype=torch.bfloat16, shape=(2, 7, 5, 3))
+    assert roi_pooling._is_fused([level] * 4, 14) and asked == [("cuda:1", torch.bfloat16, 4, 7, 14)]
+    assert not roi_pooling._is_fused([torch.zeros(2, 7, 5, 3)], 14)
+    try:
+        torch.use_deterministic_algorithms(True)
+        assert not roi_pooling._is_fused([level] * 4, 14)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with torch.utils.flop_counter.FlopCounterMode(display=False):
+        assert not roi_pooling._is_fused([level] * 4, 14)
+    assert len(asked) == 1
