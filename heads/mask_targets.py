@@ -7,7 +7,7 @@ continue the same edge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,63 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from swin_dense.box_masks import BoxMasks
+from swin_dense.heads.fused_mask_targets import fused_mask_targets
+from swin_dense.kernel_trial import check_equal, kernel_trial
+from swin_dense.watched import operations_are_watched
 
 # So many pixels of windows at once: 4 bytes each as float, 8 while they are gathered.
 _PIXELS_AT_ONCE = 2**22
+
+
+def batch_mask_targets(
+    masks: Sequence[BoxMasks], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int
+) -> Tensor:
+    """`mask_targets` of all images, one after the other; on a GPU in one pass that the host does not wait for.
+
+    Args:
+        masks: Per image, of its objects.
+        boxes: Per image (N_i, 4) xyxy in pixels; N in all.
+        matched: Per image (N_i,) int64, the object of each box.
+        size: M, the side of the mask head's output.
+
+    Returns:
+        (N, M, M) float, 0 or 1.
+    """
+    targets_of = fused_mask_targets if _is_fused(boxes[0], size) else mask_targets_image_by_image
+    return targets_of(masks, boxes, matched, size)
+
+
+def mask_targets_image_by_image(
+    masks: Sequence[BoxMasks], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int
+) -> Tensor:
+    """`batch_mask_targets` by torchvision, on any device; on a GPU the host waits for each image."""
+    return torch.cat([mask_targets(*image, size) for image in zip(masks, boxes, matched, strict=True)])
+
+
+def _is_fused(boxes: Tensor, size: int) -> bool:
+    if not boxes.is_cuda or boxes.dtype != torch.float32 or operations_are_watched():
+        return False
+    return fused_is_right(boxes.device, size)
+
+
+@kernel_trial("mask targets are cut image by image, which is slower: the kernel for all images")
+def fused_is_right(device: torch.device, size: int) -> None:
+    """Whether `fused_mask_targets` does on this machine what `mask_targets` does on a CPU, for a few boxes.
+
+    Args:
+        device: A GPU.
+        size: M.
+    """
+    generator = torch.Generator().manual_seed(0)
+    frames = [torch.rand(count, 2 * size, 3 * size, generator=generator) < 0.6 for count in (3, 0, 2)]
+    masks = [BoxMasks.from_full(frame) for frame in frames]
+    # Bins of whole and half pixels, 1, 2 or 4 samples along each: no step is rounded, one half is one half.
+    corners = torch.tensor([[-2.0, -1], [3, 5], [size + 1, 2]])
+    boxes = [torch.cat((corners, corners + size * torch.tensor([[2.0, 1], [1, 1.5], [3.5, 1]])), dim=1)] * 3
+    matched = [torch.tensor([2, 0, 1]), torch.zeros(3, dtype=torch.int64), torch.tensor([1, 0, 1])]
+    wanted = mask_targets_image_by_image(masks, boxes, matched, size)
+    got = fused_mask_targets(masks, [box.to(device) for box in boxes], [rows.to(device) for rows in matched], size)
+    check_equal([got.cpu()], [wanted], allowed=0)
 
 
 def mask_targets(masks: BoxMasks, boxes: Tensor, matched: Tensor, size: int) -> Tensor:
@@ -26,7 +80,7 @@ def mask_targets(masks: BoxMasks, boxes: Tensor, matched: Tensor, size: int) -> 
     Args:
         masks: Of one image's objects.
         boxes: (N, 4) xyxy in pixels.
-        matched: (N,) int64, the object of each box.
+        matched: (N,) int64, the object of each box. Of an image without objects any number, which gives zeros.
         size: M, the side of the mask head's output.
 
     Returns:
@@ -44,6 +98,8 @@ def resampled_masks(masks: BoxMasks, boxes: Tensor, matched: Tensor, size: int) 
         (N, M, M) float in [0, 1], as from masks of the whole image.
     """
     resampled = boxes.new_zeros(len(boxes), size, size)
+    if len(masks) == 0:
+        return resampled
     matched = matched.cpu()
     for group in _window_groups(masks, matched.unique()):
         rows = torch.isin(matched, group.objects).nonzero().squeeze(1)

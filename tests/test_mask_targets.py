@@ -1,10 +1,19 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import roi_align
 
 from swin_dense.box_masks import BoxMasks
 from swin_dense.heads import mask_targets as module
-from swin_dense.heads.mask_targets import mask_targets, resampled_masks
+from swin_dense.heads.mask_targets import (
+    batch_mask_targets,
+    fused_is_right,
+    mask_targets,
+    mask_targets_image_by_image,
+    resampled_masks,
+)
 
 SIZE_HW = (83, 131)
 
@@ -82,6 +91,57 @@ def test_mask_targets_of_a_whole_cell_box_are_the_mask_itself():
 def test_mask_targets_of_no_boxes_are_none():
     targets = mask_targets(BoxMasks.from_full(noise_masks()), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 28)
     assert targets.shape == (0, 28, 28)
+
+
+def test_mask_targets_of_an_image_without_objects_are_zeros():
+    boxes, matched = boxes_around(noise_masks(), count=7)
+    nothing = BoxMasks.from_full(torch.zeros(0, *SIZE_HW, dtype=torch.uint8))
+    targets = mask_targets(nothing, boxes, torch.zeros_like(matched), 28)
+    assert targets.shape == (7, 28, 28) and targets.dtype == boxes.dtype and not targets.any()
+
+
+def test_batch_mask_targets_are_those_of_each_image():
+    noise, other, nothing = noise_masks(), noise_masks(7, seed=3), torch.zeros(0, 17, 19, dtype=torch.uint8)
+    masks = [BoxMasks.from_full(image_masks) for image_masks in (noise, nothing, other, noise)]
+    (first, matched), (second, its_matched) = boxes_around(noise, count=31), boxes_around(other, count=29)
+    boxes = [first, torch.ones(3, 4).double(), second, torch.zeros(0, 4).double()]
+    objects = [matched, torch.zeros(3, dtype=torch.int64), its_matched, torch.zeros(0, dtype=torch.int64)]
+    batch = batch_mask_targets(masks, boxes, objects, 14)
+    alone = [mask_targets(*image, 14) for image in zip(masks, boxes, objects, strict=True)]
+    assert batch.shape == (63, 14, 14) and torch.equal(batch, torch.cat(alone))
+    assert alone[0].any() and alone[2].any()
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    monkeypatch.setattr("swin_dense.kernel_trial._answers", {})
+    return lambda: fused_is_right(torch.device("cpu"), 14)
+
+
+def test_fused_targets_are_used_where_they_equal_those_of_each_image(tried, monkeypatch):
+    monkeypatch.setattr(module, "fused_mask_targets", mask_targets_image_by_image)
+    assert tried()
+
+
+def test_fused_targets_that_miss_averages_of_one_half_are_left_for_those_of_each_image(tried, monkeypatch):
+    def fused(masks, boxes, matched, size):
+        averages = [resampled_masks(*image, size) for image in zip(masks, boxes, matched, strict=True)]
+        return (torch.cat(averages) > 0.5).float()
+
+    monkeypatch.setattr(module, "fused_mask_targets", fused)
+    with pytest.warns(UserWarning, match="cut image by image, which is slower: the kernel for all images is off by"):
+        assert not tried()
+
+
+def test_fused_targets_are_for_boxes_in_float32_on_a_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "fused_is_right", lambda *kind: asked.append(kind) or True)
+    boxes = SimpleNamespace(is_cuda=True, device="cuda:1", dtype=torch.float32)
+    assert module._is_fused(boxes, 28) and asked == [("cuda:1", 28)]
+    assert not module._is_fused(SimpleNamespace(is_cuda=True, device="cuda:1", dtype=torch.float64), 28)
+    assert not module._is_fused(torch.zeros(3, 4), 28)
+    with FlopCounterMode(display=False):
+        assert not module._is_fused(boxes, 28)
 
 
 def test_windows_grow_with_the_objects_not_with_the_image(monkeypatch):
