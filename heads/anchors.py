@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from swin_dense.features import FeatureSpec
+from swin_dense.heads.box_batches import beside
 
 PUBLISHED_ANCHOR_SCALE = 8.0
 
@@ -71,9 +72,8 @@ class PyramidAnchors(nn.Module):
         return [(-width / 2, -height / 2, width / 2, height / 2) for width, height in sizes]
 
     def _level_anchors(self, stride: int, grid_hw: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        cell = torch.tensor(self.cell_anchors(stride), dtype=dtype, device=device)
         y = torch.arange(grid_hw[0], dtype=dtype, device=device) * stride
         x = torch.arange(grid_hw[1], dtype=dtype, device=device) * stride
         y, x = torch.meshgrid(y, x, indexing="ij")
         corners = torch.stack((x, y, x, y), dim=-1).view(-1, 1, 4)
-        return (corners + cell).view(-1, 4)
+        return (corners + beside(self.cell_anchors(stride), corners)).view(-1, 4)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.roi_heads import maskrcnn_inference
-from torchvision.ops import clip_boxes_to_image
 
 from swin_dense.features import FeatureSpec
 from swin_dense.heads.batch_norm import BatchNorm
+from swin_dense.heads.box_batches import beside, clip_boxes, emptied
 from swin_dense.heads.detector_settings import DetectorSettings
 from swin_dense.heads.losses import classification_loss, overlap_loss
-from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher, ProposalSampler, Samples, pick_class
+from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher, ProposalSampler, Samples, joined, pick_class
 from swin_dense.heads.roi_heads import (
     BOX_SIDE,
     MASK_SIDE,
@@ -96,7 +96,7 @@ class CascadeStage:
         rows = torch.arange(len(labels), device=labels.device)
         refined = self.box_coder.decode_single(pick_class(deltas.detach(), rows, labels), torch.cat(list(boxes)))
         images = zip(refined.split([len(image_boxes) for image_boxes in boxes]), sizes_hw, strict=True)
-        return [clip_boxes_to_image(image_boxes, size_hw) for image_boxes, size_hw in images]
+        return [clip_boxes(image_boxes, beside(size_hw, image_boxes)) for image_boxes, size_hw in images]
 
 
 class CascadeRoIHeads(DetectionHeads):
@@ -162,22 +162,25 @@ class CascadeRoIHeads(DetectionHeads):
         losses: dict[str, LossTerm] = {}
         boxes = proposals
         for index, stage in enumerate(self.stages):
-            samples = [stage.sample(image_boxes, target) for image_boxes, target in zip(boxes, targets, strict=True)]
-            sampled_boxes = [image.boxes for image in samples]
-            labels = torch.cat([image.labels for image in samples])
-            objects = [image.objects() for image in samples]
+            # Without empty places, so that batch normalisation sees none: the host waits for a GPU once per stage.
+            images, objects = stage.sample(boxes, targets).trimmed()
+            sampled_boxes, samples = [image.boxes for image in images], joined(images)
             class_logits, deltas = self._classify(index, features, sampled_boxes, image_shapes)
             pooled = self.mask_roi_pool(features, [image.boxes for image in objects], image_shapes)
             mask_logits = self._mask_logits(index, pooled)
+            count = len(samples.labels)
             stage_losses = {
-                "loss_classifier": LossTerm(classification_loss(class_logits, labels), len(labels)),
-                "loss_box_reg": LossTerm(refined_box_loss(stage.box_coder, deltas, samples), len(labels)),
+                "loss_classifier": LossTerm(classification_loss(class_logits, samples.labels), count),
+                "loss_box_reg": LossTerm(refined_box_loss(stage.box_coder, deltas, samples), count),
                 "loss_mask": LossTerm(sampled_mask_loss(mask_logits, objects, targets), len(mask_logits)),
             }
             losses.update({f"{name}_{index}": term.times(stage.loss_weight) for name, term in stage_losses.items()})
-            labels = torch.where(labels > 0, labels, likeliest_object(class_logits))
+            labels = torch.where(samples.labels > 0, samples.labels, likeliest_object(class_logits))
             refined = stage.refine(sampled_boxes, deltas, labels, image_shapes)
-            boxes = [image_boxes[~image.is_object_itself] for image_boxes, image in zip(refined, samples, strict=True)]
+            boxes = [
+                emptied(refined_boxes, image.is_object_itself)
+                for refined_boxes, image in zip(refined, images, strict=True)
+            ]
         return losses
 
     def class_boxes(
@@ -221,20 +224,17 @@ def likeliest_object(class_logits: Tensor) -> Tensor:
     return class_logits[:, 1:].argmax(dim=1) + 1
 
 
-def refined_box_loss(box_coder: BoxCoder, deltas: Tensor, samples: Sequence[Samples]) -> Tensor:
+def refined_box_loss(box_coder: BoxCoder, deltas: Tensor, samples: Samples) -> Tensor:
     """The overlap loss of boxes moved by the offsets of their true class; not clipped (`reg_decoded_bbox=True`).
 
     Args:
         box_coder: From offsets to boxes.
         deltas: (N, 4 (K + 1)), or (N, 4) where the classes share them.
-        samples: Per image the boxes that the offsets belong to; N in all.
+        samples: The N boxes that the offsets belong to, of all images, without empty places.
     """
-    labels = torch.cat([image.labels for image in samples])
-    rows = (labels > 0).nonzero().squeeze(1)
-    boxes = torch.cat([image.boxes for image in samples])[rows]
-    wanted = torch.cat([image.matched_boxes for image in samples])[rows]
-    refined = box_coder.decode_single(pick_class(deltas, rows, labels[rows]), boxes)
-    return OVERLAP_LOSS_WEIGHT * overlap_loss(refined, wanted, len(labels))
+    rows = (samples.labels > 0).nonzero().squeeze(1)
+    refined = box_coder.decode_single(pick_class(deltas, rows, samples.labels[rows]), samples.boxes[rows])
+    return OVERLAP_LOSS_WEIGHT * overlap_loss(refined, samples.matched_boxes[rows], len(samples.labels))
 
 
 def cascade_roi_heads(

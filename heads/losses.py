@@ -20,47 +20,37 @@ LABEL_SMOOTHING = 0.1
 
 
 def proposal_losses(
-    objectness: Tensor,
-    deltas: Tensor,
-    labels: Tensor,
-    delta_targets: Tensor,
-    positive_rows: Tensor,
-    sampled_rows: Tensor,
-    beta: float = 0.0,
+    objectness: Tensor, deltas: Tensor, labels: Tensor, delta_targets: Tensor, beta: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Objectness and box losses of the sampled anchors of a batch.
 
     Args:
-        objectness: (A,) logits.
-        deltas: (A, 4) predicted offsets.
-        labels: (A,) 1 object, 0 background.
-        delta_targets: (A, 4) wanted offsets.
-        positive_rows: The sampled anchors that are objects.
-        sampled_rows: All sampled anchors.
+        objectness: (N,) logits.
+        deltas: (N, 4) predicted offsets.
+        labels: (N,) 1 object, 0 background, below 0 for places without a sample.
+        delta_targets: (N, 4) wanted offsets of the objects.
         beta: Where the smooth L1 of the offsets turns from a parabola into a line; 0 is plain L1.
 
     Returns:
-        Binary cross-entropy, mean over the sampled anchors; smooth L1, summed over the positive and divided by the
-        sampled.
+        Binary cross-entropy, mean over the samples; smooth L1, summed over the objects and divided by the samples.
     """
-    count = max(len(sampled_rows), 1)
-    objectness_loss = functional.binary_cross_entropy_with_logits(
-        objectness[sampled_rows], labels[sampled_rows].to(objectness.dtype), reduction="sum"
-    )
-    box_loss = functional.smooth_l1_loss(
-        deltas[positive_rows], delta_targets[positive_rows], reduction="sum", beta=beta
-    )
-    return objectness_loss / count, box_loss / count
+    is_object, is_sample = labels > 0, labels >= 0
+    entropy = functional.binary_cross_entropy_with_logits(objectness, is_object.to(objectness.dtype), reduction="none")
+    delta_targets = torch.where(is_object[:, None], delta_targets, 0)
+    distance = functional.smooth_l1_loss(deltas, delta_targets, reduction="none", beta=beta).sum(dim=1)
+    count = is_sample.sum().clamp(min=1)
+    return torch.where(is_sample, entropy, 0).sum() / count, torch.where(is_object, distance, 0).sum() / count
 
 
 def classification_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the sampled proposals of a batch, mean over N; 0 without any.
+    """Cross-entropy of the sampled proposals of a batch, mean over the samples; 0 without any.
 
     Args:
         class_logits: (N, K + 1), background first.
-        labels: (N,) int64, 0 is background.
+        labels: (N,) int64, 0 is background, -1 a place without a sample.
     """
-    return functional.cross_entropy(class_logits, labels, reduction="sum") / max(len(labels), 1)
+    total = functional.cross_entropy(class_logits, labels, ignore_index=-1, reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
 
 
 def image_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -73,15 +63,17 @@ def image_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets, label_smoothing=LABEL_SMOOTHING)
 
 
-def offset_loss(deltas: Tensor, targets: Tensor, num_samples: int) -> Tensor:
+def offset_loss(deltas: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     """L1 of the objects' offsets, summed and divided by the number of all sampled proposals.
 
     Args:
-        deltas: (P, 4) predicted offsets of the true classes.
-        targets: (P, 4) wanted offsets.
-        num_samples: N.
+        deltas: (N, 4) predicted offsets of the true classes.
+        targets: (N, 4) wanted offsets of the objects.
+        labels: (N,) above 0 for objects, 0 for background, below 0 for places without a sample.
     """
-    return functional.l1_loss(deltas, targets, reduction="sum") / max(num_samples, 1)
+    is_object = labels > 0
+    distance = (deltas - torch.where(is_object[:, None], targets, 0)).abs().sum(dim=1)
+    return torch.where(is_object, distance, 0).sum() / (labels >= 0).sum().clamp(min=1)
 
 
 def overlap_loss(boxes: Tensor, targets: Tensor, num_samples: int) -> Tensor:
@@ -102,13 +94,17 @@ def mask_loss(mask_logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         mask_logits: (N, K + 1, M, M).
-        labels: (N,) int64 from 1.
+        labels: (N,) int64 from 1; otherwise the place holds no object.
         targets: (N, M, M), 0 or 1.
     """
-    if len(labels) == 0:
-        return mask_logits.sum() * 0  # keeps the mask head in the graph, so that every process has its gradients
-    rows = labels.new_tensor(range(len(labels)))
-    return functional.binary_cross_entropy_with_logits(mask_logits[rows, labels], targets)
+    is_object = labels > 0
+    of_class = labels.clamp(min=0)[:, None, None, None].expand(-1, 1, *mask_logits.shape[2:])
+    logits = mask_logits.gather(1, of_class)[:, 0]
+    entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=(1, 2))
+    # Without objects the sum keeps the mask head in the graph, so that every process has its gradients.
+    return torch.where(is_object, entropy, 0).sum() / (is_object.sum() * targets.shape[1] * targets.shape[2]).clamp(
+        min=1
+    )
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:

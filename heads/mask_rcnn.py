@@ -28,7 +28,6 @@ from swin_dense.heads.backbones import Normalize, as_backbone
 from swin_dense.heads.detector_settings import COCO_IGNORE_OVERLAP, DetectorSettings
 from swin_dense.heads.fpn import FPN
 from swin_dense.heads.mask_pasting import paste_masks
-from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.roi_heads import published_roi_heads, torchvision_roi_heads
 from swin_dense.heads.rpn import SteppedProposalNetwork, published_rpn, torchvision_rpn_defaults
 from swin_dense.heads.targets import Target, TrainingTarget, check_target, training_target
@@ -200,8 +199,7 @@ class MaskRCNN(nn.Module):
             The images normalised and padded to one batch, with their sizes before; {"p2" … "p6": (B, C, h, w)}.
         """
         batch = pad_to_batch([self.normalize(image) for image in images], self._padding_stride, least_size_hw)
-        levels = self.fpn(self.backbone(batch.tensors))
-        return batch, {name: at_least_float32(level) for name, level in levels.items()}
+        return batch, self.fpn(self.backbone(batch.tensors))
 
 
 def pad_to_batch(images: Sequence[Tensor], divisor: int, least_size_hw: tuple[int, int] = (0, 0)) -> ImageList:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection import _utils as detection
-from torchvision.ops import box_area, box_iou
 
+from swin_dense.heads.box_batches import beside, emptied, is_box, stack_boxes
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.targets import TrainingTarget
 
 NEGATIVE, BETWEEN = -1, -2  # codes of boxes that stand for no object, torchvision's
-_PAIRS_AT_ONCE = 2**20  # of hundreds of objects with all anchors the overlaps would take gigabytes
+NO_SAMPLE = -1  # the label of an empty place, and of what is neither object nor background
+
+PAIRS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
+"""Of hundreds of objects with all anchors the overlaps would take gigabytes; a few objects fill a CPU, not a GPU."""
 
 
 @dataclass(frozen=True)
@@ -36,63 +40,66 @@ class MaxIoUMatcher:
     negative_iou: float
     minimum_iou: float | None
 
-    def __call__(self, objects: Tensor, boxes: Tensor) -> Tensor:
-        """Objects (G, 4) and boxes (N, 4) to (N,) int64: the object of each box, NEGATIVE or BETWEEN."""
-        if not len(objects) or not len(boxes):
-            return boxes.new_full((len(boxes),), NEGATIVE, dtype=torch.int64)
-        return self.match(box_iou(some, boxes) for some in objects.split(max(1, _PAIRS_AT_ONCE // len(boxes))))
+    def __call__(self, objects: Tensor, boxes: Tensor, is_candidate: Tensor | None = None) -> Tensor:
+        """The object of each box.
+
+        Args:
+            objects: (…, G, 4) xyxy; empty places match nothing.
+            boxes: (…, N, 4) or (N, 4) xyxy.
+            is_candidate: (…, N) bool: all others are NEGATIVE and are nobody's best box. None takes all.
+
+        Returns:
+            (…, N) int64: the row of the object, NEGATIVE or BETWEEN.
+        """
+        shape = torch.broadcast_shapes(objects.shape[:-2], boxes.shape[:-2])
+        num_objects, num_boxes = objects.shape[-2], boxes.shape[-2]
+        if not num_objects or not num_boxes:
+            return boxes.new_full((*shape, num_boxes), NEGATIVE, dtype=torch.int64)
+        step = max(1, PAIRS_AT_ONCE.get(boxes.device.type, 2**26) // (num_boxes * shape.numel()))
+        return self.match(_overlaps(some, boxes, is_candidate) for some in objects.split(step, dim=-2))
 
     def match(self, parts: Iterable[Tensor]) -> Tensor:
-        """The same from the IoU of all objects with all boxes: one or more (g, N), together (G, N)."""
+        """The same from the IoU of all objects with all boxes: one or more (…, g, N), together (…, G, N).
+
+        It is negative where an object or a box takes no part.
+        """
         best_iou, best_object, claimed_by = torch.tensor(-1.0), torch.tensor(NEGATIVE), torch.tensor(NEGATIVE)
         num_objects = 0
         for iou in parts:
-            part_iou, part_object = iou.max(dim=0)
+            part_iou, part_object = iou.max(dim=-2)
             is_better = part_iou > best_iou
             best_iou = torch.where(is_better, part_iou, best_iou)
             best_object = torch.where(is_better, part_object + num_objects, best_object)
             if self.minimum_iou is not None:
-                iou_of_object = iou.amax(dim=1, keepdim=True)
+                iou_of_object = iou.amax(dim=-1, keepdim=True)
                 is_best_box = (iou == iou_of_object) & (iou_of_object >= self.minimum_iou)
-                objects = torch.arange(num_objects, num_objects + len(iou), device=iou.device)[:, None]
-                claimed_by = torch.maximum(claimed_by, torch.where(is_best_box, objects, NEGATIVE).amax(dim=0))
-            num_objects += len(iou)
+                objects = torch.arange(num_objects, num_objects + iou.shape[-2], device=iou.device)[:, None]
+                claimed_by = torch.maximum(claimed_by, torch.where(is_best_box, objects, NEGATIVE).amax(dim=-2))
+            num_objects += iou.shape[-2]
         missed = torch.where(best_iou < self.negative_iou, NEGATIVE, BETWEEN)
         matches = torch.where(best_iou >= self.positive_iou, best_object, missed)
         return torch.where(claimed_by >= 0, claimed_by, matches)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """The boxes of one image that a head is trained on.
+def _overlaps(objects: Tensor, boxes: Tensor, is_candidate: Tensor | None) -> Tensor:
+    takes_part = is_box(objects)[..., :, None]
+    if is_candidate is not None:
+        takes_part = takes_part & is_candidate[..., None, :]
+    shared = _shared_area(objects, boxes)
+    joint = _area(objects)[..., :, None] + _area(boxes)[..., None, :] - shared
+    return torch.where(takes_part, shared / joint, -1.0)
 
-    Attributes:
-        boxes: (N, 4) xyxy in pixels.
-        labels: (N,) int64: the class from 1, 0 for background.
-        matched: (N,) int64: the object each box stands for; any for background.
-        matched_boxes: (N, 4) the box of that object.
-        is_object_itself: (N,) bool: an object's own box, which came in beside the proposals.
-    """
 
-    boxes: Tensor
-    labels: Tensor
-    matched: Tensor
-    matched_boxes: Tensor
-    is_object_itself: Tensor
+def _shared_area(boxes: Tensor, others: Tensor) -> Tensor:
+    """(…, G, 4) and (…, N, 4) xyxy to (…, G, N)."""
+    x1, y1, x2, y2 = boxes[..., :, None, :].unbind(-1)
+    other_x1, other_y1, other_x2, other_y2 = others[..., None, :, :].unbind(-1)
+    width = (torch.minimum(x2, other_x2) - torch.maximum(x1, other_x1)).clamp_(min=0)
+    return (torch.minimum(y2, other_y2) - torch.maximum(y1, other_y1)).clamp_(min=0).mul_(width)
 
-    def rows(self, chosen: Tensor) -> Samples:
-        """Some of the boxes: `chosen` is (N,) bool."""
-        return Samples(
-            self.boxes[chosen],
-            self.labels[chosen],
-            self.matched[chosen],
-            self.matched_boxes[chosen],
-            self.is_object_itself[chosen],
-        )
 
-    def objects(self) -> Samples:
-        """The boxes that stand for an object."""
-        return self.rows(self.labels > 0)
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def without_ignored(labels: Tensor, boxes: Tensor, regions: Tensor, overlap: float | None) -> Tensor:
@@ -105,22 +112,105 @@ def without_ignored(labels: Tensor, boxes: Tensor, regions: Tensor, overlap: flo
     it off with -1, so that crowds are background.
 
     Args:
-        labels: (N,) 0 for background, above for objects, below for neither.
-        boxes: (N, 4) xyxy.
-        regions: (I, 4) xyxy.
+        labels: (…, N) 0 for background, above for objects, below for neither.
+        boxes: (…, N, 4) or (N, 4) xyxy.
+        regions: (…, I, 4) xyxy; empty places change nothing.
         overlap: From this share of its area in one region on, a box is not background; None changes nothing.
 
     Returns:
-        (N,) labels, -1 where background was taken out.
+        (…, N) labels, -1 where background was taken out.
     """
-    if overlap is None or not len(regions):
+    if overlap is None or not regions.shape[-2]:
         return labels
-    most = boxes.new_zeros(len(boxes))
-    for some in regions.split(max(1, _PAIRS_AT_ONCE // max(1, len(boxes)))):
-        low, high = torch.maximum(boxes[:, None, :2], some[:, :2]), torch.minimum(boxes[:, None, 2:], some[:, 2:])
-        most = torch.maximum(most, (high - low).clamp(min=0).prod(dim=2).amax(dim=1))
-    lies_inside = (most > 0) & (most >= overlap * box_area(boxes))
+    most = torch.zeros_like(labels, dtype=boxes.dtype)
+    for some in regions.split(max(1, PAIRS_AT_ONCE.get(boxes.device.type, 2**26) // max(1, labels.numel())), dim=-2):
+        most = torch.maximum(most, _shared_area(some, boxes).amax(dim=-2))
+    lies_inside = (most > 0) & (most >= overlap * _area(boxes))
     return torch.where((labels == 0) & lies_inside, -1, labels)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The boxes that a head is trained on: of one image, or of a batch with a first axis more.
+
+    Objects come first, then background, then the places that are left over.
+
+    Attributes:
+        boxes: (…, N, 4) xyxy in pixels.
+        labels: (…, N) int64: the class from 1, 0 for background, NO_SAMPLE for an empty place.
+        matched: (…, N) int64: the object each box stands for; any for background.
+        matched_boxes: (…, N, 4) the box of that object; any for background.
+        is_object_itself: (…, N) bool: an object's own box, which came in beside the proposals.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    matched: Tensor
+    matched_boxes: Tensor
+    is_object_itself: Tensor
+
+    def first(self, count: int) -> Samples:
+        """The first boxes of one image."""
+        return Samples(*(value[:count] for value in vars(self).values()))
+
+    def places(self) -> list[Samples]:
+        """The images of a batch, empty places and all; the host need not know how many are filled."""
+        return [Samples(*values) for values in zip(*vars(self).values(), strict=True)]
+
+    def trimmed(self) -> tuple[list[Samples], list[Samples]]:
+        """The images of a batch without empty places, and of these the objects; waits for the device."""
+        counts = torch.stack(((self.labels >= 0).sum(dim=1), (self.labels > 0).sum(dim=1)), dim=1).tolist()
+        images = [image.first(filled) for image, (filled, _) in zip(self.places(), counts, strict=True)]
+        return images, [image.first(objects) for image, (_, objects) in zip(images, counts, strict=True)]
+
+
+def joined(images: Sequence[Samples]) -> Samples:
+    """The samples of several images, one after the other."""
+    return Samples(*map(torch.cat, zip(*(vars(image).values() for image in images), strict=True)))
+
+
+@dataclass
+class BalancedSampler:
+    """Choose at random: up to a share of objects, the rest background.
+
+    torchvision's `BalancedPositiveNegativeSampler` for a whole batch, without a host that waits for numbers.
+
+    Attributes:
+        batch_size_per_image: How many are chosen of one image, where there are so many.
+        positive_fraction: The largest share of objects.
+    """
+
+    batch_size_per_image: int
+    positive_fraction: float
+
+    @property
+    def most_objects(self) -> int:
+        """The largest number of objects in one image."""
+        return int(self.batch_size_per_image * self.positive_fraction)
+
+    def __call__(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose.
+
+        Args:
+            labels: (B, N): above 0 for objects, 0 for background, below for what cannot be chosen.
+
+        Returns:
+            Rows (B, S) int64, where S is `batch_size_per_image` or N, objects first; and (B, S) bool, which of these
+            places are filled.
+        """
+        num_boxes = labels.shape[1]
+        order = torch.rand(labels.shape, device=labels.device)
+        objects = torch.where(labels > 0, order, -1).topk(min(self.most_objects, num_boxes))
+        background = torch.where(labels == 0, order, -1).topk(min(self.batch_size_per_image, num_boxes))
+        is_object = objects.values >= 0
+        places_left = self.batch_size_per_image - is_object.sum(dim=1, keepdim=True)
+        is_background = background.values >= 0
+        is_background &= torch.arange(is_background.shape[1], device=labels.device) < places_left
+        rows = torch.cat((objects.indices, background.indices), dim=1)
+        is_filled = torch.cat((is_object, is_background), dim=1)
+        filled_first = is_filled.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        filled_first = filled_first[:, : min(self.batch_size_per_image, num_boxes)]
+        return rows.gather(1, filled_first), is_filled.gather(1, filled_first)
 
 
 class ProposalSampler:
@@ -144,24 +234,41 @@ class ProposalSampler:
     ) -> None:
         self.matcher = matcher
         self.ignore_overlap = ignore_overlap
-        self.draw = detection.BalancedPositiveNegativeSampler(samples_per_image, positive_fraction)
+        self.draw = BalancedSampler(samples_per_image, positive_fraction)
 
-    def __call__(self, proposals: Tensor, target: TrainingTarget) -> Samples:
-        """Proposals (M, 4) xyxy and an image's objects to what is trained on."""
-        objects = target["boxes"].to(proposals.dtype)
-        boxes = torch.cat((proposals, objects))
-        matched = labels = boxes.new_zeros(len(boxes), dtype=torch.int64)
-        matched_boxes = boxes
-        if len(objects):
-            matches = self.matcher(objects, boxes)
-            matched = matches.clamp(min=0)
-            matched_boxes = objects[matched]
-            labels = torch.where(matches >= 0, target["labels"][matched], 0)
-        labels = without_ignored(labels, boxes, target["ignored_boxes"].to(boxes.dtype), self.ignore_overlap)
-        is_object_itself = torch.arange(len(boxes), device=boxes.device) >= len(proposals)
-        (positive,), (negative,) = self.draw([labels])
-        samples = Samples(boxes, labels, matched, matched_boxes, is_object_itself)
-        return samples.rows((positive | negative).bool())
+    @property
+    def most_objects(self) -> int:
+        """The largest number of samples of one image that stand for objects."""
+        return self.draw.most_objects
+
+    def __call__(self, proposals: Sequence[Tensor], targets: Sequence[TrainingTarget]) -> Samples:
+        """Per image proposals (M_i, 4) xyxy, empty places or not, and its objects, to the samples of the batch."""
+        proposed = stack_boxes(proposals)
+        objects = stack_boxes([target["boxes"].to(proposed.dtype) for target in targets])
+        boxes = torch.cat((proposed, objects), dim=1)
+        matches = self.matcher(objects, boxes)
+        matched = matches.clamp(min=0)
+        labels, matched_boxes = torch.zeros_like(matches), boxes
+        if objects.shape[1]:
+            classes = pad_sequence([target["labels"] for target in targets], batch_first=True)
+            labels = torch.where(matches >= 0, classes.gather(1, matched), 0)
+            matched_boxes = rows_of(objects, matched)
+        regions = stack_boxes([target["ignored_boxes"].to(boxes.dtype) for target in targets])
+        labels = without_ignored(labels, boxes, regions, self.ignore_overlap)
+        labels = torch.where(is_box(boxes), labels, NO_SAMPLE)
+        rows, is_filled = self.draw(labels)
+        return Samples(
+            emptied(rows_of(boxes, rows), ~is_filled),
+            torch.where(is_filled, labels.gather(1, rows), NO_SAMPLE),
+            matched.gather(1, rows),
+            rows_of(matched_boxes, rows),
+            (rows >= proposed.shape[1]) & is_filled,
+        )
+
+
+def rows_of(boxes: Tensor, rows: Tensor) -> Tensor:
+    """Boxes (B, N, 4) and row numbers (B, M) to (B, M, 4)."""
+    return boxes.gather(1, rows[..., None].expand(-1, -1, 4))
 
 
 def pick_class(values: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
@@ -192,6 +299,25 @@ class BoxCoder(detection.BoxCoder):
         x, y, width, height = stds
         return cls((1 / x, 1 / y, 1 / width, 1 / height))
 
+    def encode(self, reference_boxes: list[Tensor], proposals: list[Tensor]) -> tuple[Tensor, ...]:
+        """`encode_single` image by image."""
+        return tuple(map(self.encode_single, reference_boxes, proposals))
+
+    def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
+        """The offsets from boxes to others, which `decode_single` undoes.
+
+        Args:
+            reference_boxes: (N, 4) xyxy, what is wanted.
+            proposals: (N, 4) xyxy, what it is seen from.
+
+        Returns:
+            (N, 4) offsets (dx, dy, dw, dh).
+        """
+        size, wanted_size = (boxes[:, 2:] - boxes[:, :2] for boxes in (proposals, reference_boxes))
+        centre, wanted_centre = proposals[:, :2] + size / 2, reference_boxes[:, :2] + wanted_size / 2
+        offsets = torch.cat(((wanted_centre - centre) / size, (wanted_size / size).log()), dim=1)
+        return offsets * beside(self.weights, offsets)
+
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         """Apply predicted offsets.
 
@@ -206,8 +332,7 @@ class BoxCoder(detection.BoxCoder):
         boxes = boxes.to(deltas.dtype)
         centre = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
         size = boxes[:, None, 2:] - boxes[:, None, :2]
-        weights = deltas.new_tensor(self.weights)
-        offset, log_size = (deltas / weights).split(2, dim=-1)
+        offset, log_size = (deltas / beside(self.weights, deltas)).split(2, dim=-1)
         limit = math.log(1000 / 16)  # the published bound: no side grows or shrinks by more than 62.5
         centre = centre + offset * size
         half = size * log_size.clamp(-limit, limit).exp() / 2

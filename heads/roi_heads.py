@@ -17,13 +17,15 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
-from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
+from torchvision.ops import MultiScaleRoIAlign
 
 from swin_dense.features import FeatureSpec
+from swin_dense.heads.box_batches import beside, clip_boxes, counts_are_known
 from swin_dense.heads.detector_settings import DetectorSettings
+from swin_dense.heads.grouped_suppression import grouped_nms
 from swin_dense.heads.losses import classification_loss, mask_loss, offset_loss
-from swin_dense.heads.mask_targets import mask_targets
-from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher, ProposalSampler, Samples, pick_class
+from swin_dense.heads.mask_targets import batch_mask_targets
+from swin_dense.heads.matching import BoxCoder, MaxIoUMatcher, ProposalSampler, Samples, joined, pick_class
 from swin_dense.heads.precision import at_least_float32
 from swin_dense.heads.roi_pooling import PyramidRoIAlign, published_pooling
 from swin_dense.heads.targets import TrainingTarget
@@ -95,14 +97,18 @@ class DetectionSelector:
             Per image boxes (D, 4), scores (D,) and labels (D,) from 1, by falling score.
         """
         probabilities = functional.softmax(class_logits, dim=-1)
-        images = zip(boxes.split(list(counts)), probabilities.split(list(counts)), sizes_hw, strict=True)
-        chosen_boxes, scores, labels = zip(*(self._choose(*image) for image in images), strict=True)
-        return list(chosen_boxes), list(scores), list(labels)
-
-    def _choose(self, boxes: Tensor, probabilities: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        candidates, scores, labels = self.candidates(boxes, probabilities, size_hw)
-        keep = batched_nms(candidates, scores, labels, self.nms_iou)[: self.max_detections]
-        return candidates[keep], scores[keep], labels[keep]
+        image_of_row = beside([image for image, count in enumerate(counts) for _ in range(count)], boxes, torch.int64)
+        sizes = beside(sizes_hw, boxes)[image_of_row]
+        boxes, scores, labels, rows = self._candidates(boxes, probabilities, sizes)
+        images = image_of_row[rows]
+        num_classes = probabilities.shape[1]
+        is_kept = grouped_nms(boxes, scores, images * num_classes + labels, len(counts) * num_classes, self.nms_iou)
+        order = scores.argsort(descending=True, stable=True)
+        order = order[is_kept[order]]
+        order = order[images[order].argsort(stable=True)]
+        found = torch.bincount(images[order], minlength=len(counts)).tolist()
+        best = [image[: self.max_detections] for image in order.split(found)]
+        return [boxes[rows] for rows in best], [scores[rows] for rows in best], [labels[rows] for rows in best]
 
     def candidates(
         self, boxes: Tensor, probabilities: Tensor, size_hw: tuple[int, int]
@@ -117,9 +123,17 @@ class DetectionSelector:
         Returns:
             Boxes (C, 4), scores (C,) and labels (C,) from 1, in no order.
         """
+        boxes, scores, labels, _ = self._candidates(boxes, probabilities, beside(size_hw, boxes).expand(len(boxes), 2))
+        return boxes, scores, labels
+
+    def _candidates(
+        self, boxes: Tensor, probabilities: Tensor, sizes_hw: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `candidates`, with the size of each row's image (N, 2), and the rows (C,) that they come from."""
         rows, labels = (probabilities[:, 1:] > self.score_threshold).nonzero(as_tuple=True)
         labels = labels + 1
-        return clip_boxes_to_image(pick_class(boxes, rows, labels), size_hw), probabilities[rows, labels], labels
+        chosen = clip_boxes(pick_class(boxes, rows, labels), sizes_hw[rows])
+        return chosen, probabilities[rows, labels], labels, rows
 
 
 class OneStageHeads:
@@ -203,7 +217,7 @@ class DetectionHeads(nn.Module, ABC):
 
         Args:
             features: {name: (B, C, h, w)}.
-            proposals: Per image (N, 4) xyxy in input pixels.
+            proposals: Per image (N, 4) xyxy in input pixels; in training some may be empty places, see `box_batches`.
             image_shapes: Per image (H, W) before padding.
             targets: Per image; training only.
 
@@ -296,21 +310,30 @@ class RoIHeads(OneStageHeads, DetectionHeads):
         targets: Targets,
     ) -> dict[str, LossTerm]:
         """The losses of proposals that are sampled at random; arguments as those of `forward`, in either mode."""
-        samples = [self.sample(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
-        class_logits, deltas = self._classify(features, [image.boxes for image in samples], image_shapes)
-        labels = torch.cat([image.labels for image in samples])
-        rows = (labels > 0).nonzero().squeeze(1)
-        objects = [image.objects() for image in samples]
-        wanted = self.box_coder.encode_single(
-            torch.cat([image.matched_boxes for image in objects]), torch.cat([image.boxes for image in objects])
-        )
-        box_loss = offset_loss(pick_class(deltas, rows, labels[rows]), wanted, len(labels))
+        samples = self.sample(proposals, targets)
+        images, objects = trimmed_if_known(samples, self.sample.most_objects)
+        class_logits, deltas = self._classify(features, [image.boxes for image in images], image_shapes)
         mask_logits = self._mask_logits(features, [image.boxes for image in objects], image_shapes)
+        sampled = joined(images)
+        rows = torch.arange(len(deltas), device=deltas.device)
+        deltas = pick_class(deltas, rows, sampled.labels.clamp(min=0))
+        wanted = self.box_coder.encode_single(sampled.matched_boxes, sampled.boxes)
+        num_samples, num_objects = (sampled.labels >= 0).sum(), (sampled.labels > 0).sum()
         return {
-            "loss_classifier": LossTerm(classification_loss(class_logits, labels), len(labels)),
-            "loss_box_reg": LossTerm(box_loss, len(labels)),
-            "loss_mask": LossTerm(sampled_mask_loss(mask_logits, objects, targets), len(rows)),
+            "loss_classifier": LossTerm(classification_loss(class_logits, sampled.labels), num_samples),
+            "loss_box_reg": LossTerm(offset_loss(deltas, wanted, sampled.labels), num_samples),
+            "loss_mask": LossTerm(sampled_mask_loss(mask_logits, objects, targets), num_objects),
         }
+
+
+def trimmed_if_known(samples: Samples, most_objects: int) -> tuple[list[Samples], list[Samples]]:
+    """What the heads look at: per image the samples of a batch, and the first of them, among which all objects are.
+
+    On a GPU they look at empty places too: to know which these are, the host would have to wait for it.
+    """
+    if counts_are_known(samples.boxes):
+        return samples.trimmed()
+    return samples.places(), [image.first(most_objects) for image in samples.places()]
 
 
 def sampled_mask_loss(mask_logits: Tensor, objects: Sequence[Samples], targets: Targets) -> Tensor:
@@ -318,17 +341,13 @@ def sampled_mask_loss(mask_logits: Tensor, objects: Sequence[Samples], targets: 
 
     Args:
         mask_logits: (N, K + 1, M, M) of all images' boxes, one after the other.
-        objects: Per image those boxes.
+        objects: Per image those boxes, perhaps among others.
         targets: Per image.
     """
-    size = mask_logits.shape[-1]
-    wanted = [
-        mask_targets(target["masks"], image.boxes, image.matched, size)
-        for target, image in zip(targets, objects, strict=True)
-        if len(image.boxes)
-    ]
-    labels = torch.cat([image.labels for image in objects])
-    return mask_loss(mask_logits, labels, torch.cat(wanted) if wanted else mask_logits[:, 0])
+    masks = [target["masks"] for target in targets]
+    boxes, matched = [image.boxes for image in objects], [image.matched for image in objects]
+    wanted = batch_mask_targets(masks, boxes, matched, mask_logits.shape[-1])
+    return mask_loss(mask_logits, torch.cat([image.labels for image in objects]), wanted)
 
 
 def as_detections(
@@ -364,6 +383,14 @@ def published_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: Dete
         box_coder=BoxCoder.from_stds(BOX_STDS),
         select=DetectionSelector(settings.score_threshold, NMS_IOU, settings.max_detections),
     )
+
+
+class FullPrecisionRoIAlign(MultiScaleRoIAlign):
+    """torchvision's pooling, of levels in float32 at least."""
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """As torchvision's."""
+        return super().forward({name: at_least_float32(level) for name, level in x.items()}, boxes, image_shapes)
 
 
 class FullMaskRoIHeads(OneStageHeads, TorchvisionRoIHeads):
@@ -425,8 +452,8 @@ def torchvision_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: De
     """
     names = list(feature_specs)
     return FullMaskRoIHeads(
-        box_roi_pool=MultiScaleRoIAlign(names, output_size=BOX_SIDE, sampling_ratio=2),
-        mask_roi_pool=MultiScaleRoIAlign(names, output_size=MASK_SIDE, sampling_ratio=2),
+        box_roi_pool=FullPrecisionRoIAlign(names, output_size=BOX_SIDE, sampling_ratio=2),
+        mask_roi_pool=FullPrecisionRoIAlign(names, output_size=MASK_SIDE, sampling_ratio=2),
         **_head_modules(settings),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,

@@ -30,37 +30,43 @@ class TrainingTarget(TypedDict):
         labels: (G,) int64 from 1; 0 is background.
         masks: Of the objects.
         ignored_boxes: (I, 4) xyxy of the regions that take no part.
-        size_hw: (2,) of the image.
-        padded_size_hw: (2,) that size in whole cells of the coarsest backbone map.
+        size_hw: (H, W) of the image.
+        padded_size_hw: That size in whole cells of the coarsest backbone map.
     """
 
     boxes: Tensor
     labels: Tensor
     masks: BoxMasks
     ignored_boxes: Tensor
-    size_hw: Tensor
-    padded_size_hw: Tensor
+    size_hw: tuple[int, int]
+    padded_size_hw: tuple[int, int]
 
 
 def training_target(target: Target, image: Tensor, stride: int) -> TrainingTarget:
     """Part the objects from the regions to ignore, and make background class 0.
 
     Args:
-        target: As in `MaskRCNN.forward`.
+        target: As in `MaskRCNN.forward`. With "iscrowd" on the CPU nothing waits for a GPU.
         image: (C, H, W).
         stride: Of the coarsest backbone map.
     """
     boxes, labels, masks = target["boxes"], target["labels"], target["masks"]
-    ignored = target["iscrowd"].bool() if "iscrowd" in target else torch.zeros_like(labels, dtype=torch.bool)
     box_masks = masks if isinstance(masks, BoxMasks) else BoxMasks.from_full(masks)
-    padded_size_hw = [side + missing_to_multiple(side, stride) for side in image.shape[1:]]
+    ignored_boxes = boxes[:0]
+    if "iscrowd" in target:
+        is_ignored = target["iscrowd"].bool()
+        rows, ignored_rows = (flags.nonzero().squeeze(1) for flags in (~is_ignored, is_ignored))
+        ignored_boxes = boxes[ignored_rows.to(boxes.device, non_blocking=True)]
+        box_masks, rows = box_masks[rows], rows.to(boxes.device, non_blocking=True)
+        boxes, labels = boxes[rows], labels[rows]
+    height, width = image.shape[1], image.shape[2]
     return {
-        "boxes": boxes[~ignored],
-        "labels": labels[~ignored] + 1,
-        "masks": box_masks[~ignored],
-        "ignored_boxes": boxes[ignored],
-        "size_hw": torch.tensor(image.shape[1:], device=image.device),
-        "padded_size_hw": torch.tensor(padded_size_hw, device=image.device),
+        "boxes": boxes,
+        "labels": labels + 1,
+        "masks": box_masks,
+        "ignored_boxes": ignored_boxes,
+        "size_hw": (height, width),
+        "padded_size_hw": (height + missing_to_multiple(height, stride), width + missing_to_multiple(width, stride)),
     }
 
 

@@ -32,18 +32,17 @@ def cross_entropy(logits, label):
 def test_proposal_losses_follow_the_closed_form():
     logits, deltas, wanted = random(11), random(11, 4, seed=1), random(11, 4, seed=2)
     labels = torch.tensor([1.0, 0, -1, 1, 0, 0, -1, 1, 0, 0, 0])
-    positive, sampled = torch.tensor([0, 7]), torch.tensor([0, 7, 1, 4, 10])
-    objectness_loss, box_loss = proposal_losses(logits, deltas, labels, wanted, positive, sampled)
-    entropy = sum(binary_cross_entropy(float(logits[row]), int(labels[row])) for row in sampled.tolist())
-    distance = sum(float((deltas[row] - wanted[row]).abs().sum()) for row in positive.tolist())
-    assert float(objectness_loss) == pytest.approx(entropy / 5)
-    assert float(box_loss) == pytest.approx(distance / 5)
+    objectness_loss, box_loss = proposal_losses(logits, deltas, labels, wanted)
+    samples = [row for row in range(11) if labels[row] >= 0]
+    entropy = sum(binary_cross_entropy(float(logits[row]), int(labels[row])) for row in samples)
+    distance = sum(float((deltas[row] - wanted[row]).abs().sum()) for row in (0, 3, 7))
+    assert float(objectness_loss) == pytest.approx(entropy / 9)
+    assert float(box_loss) == pytest.approx(distance / 9)
 
 
 def test_proposal_losses_without_samples_or_objects_are_zero_with_gradients():
     logits, deltas = random(5).requires_grad_(), random(5, 4).requires_grad_()
-    none = torch.zeros(0, dtype=torch.int64)
-    losses = proposal_losses(logits, deltas, torch.zeros(5), torch.full((5, 4), -math.inf), none, none)
+    losses = proposal_losses(logits, deltas, torch.full((5,), -1), torch.full((5, 4), -math.inf))
     assert [float(loss.detach()) for loss in losses] == [0.0, 0.0]
     sum(losses).backward()
     assert not logits.grad.any() and not deltas.grad.any()
@@ -52,8 +51,7 @@ def test_proposal_losses_without_samples_or_objects_are_zero_with_gradients():
 @pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
 def test_proposal_box_loss_is_a_parabola_below_beta_and_a_line_above(beta):
     deltas, wanted = random(5, 4), random(5, 4, seed=1)
-    rows = torch.arange(5)
-    _, loss = proposal_losses(random(5), deltas, torch.ones(5), wanted, rows, rows, beta)
+    _, loss = proposal_losses(random(5), deltas, torch.ones(5), wanted, beta)
     gaps = (deltas - wanted).abs().flatten().tolist()
     distance = sum(gap * gap / (2 * beta) if gap < beta else gap - beta / 2 for gap in gaps)
     assert min(gaps) < beta < max(gaps) or beta == 0
@@ -64,12 +62,25 @@ def test_classification_loss_follows_the_closed_form():
     logits, labels = random(7, 4), torch.tensor([0, 3, 1, 0, 2, 0, 3])
     entropy = sum(cross_entropy(row.tolist(), label) for row, label in zip(logits, labels.tolist(), strict=True))
     assert float(classification_loss(logits, labels)) == pytest.approx(entropy / 7)
+    with_empty_places = torch.cat((logits, random(2, 4, seed=1))), torch.cat((labels, torch.tensor([-1, -1])))
+    assert float(classification_loss(*with_empty_places)) == pytest.approx(entropy / 7)
 
 
 def test_offset_loss_is_the_distance_of_the_objects_over_all_samples():
-    deltas, wanted = random(3, 4), random(3, 4, seed=1)
-    distance = sum(abs(one - other) for one, other in zip(deltas.flatten().tolist(), wanted.flatten(), strict=True))
-    assert float(offset_loss(deltas, wanted, 11)) == pytest.approx(float(distance) / 11)
+    deltas, wanted, labels = random(7, 4), random(7, 4, seed=1), torch.tensor([2, 0, -1, 1, 0, -1, 0])
+    distance = sum(float((deltas[row] - wanted[row]).abs().sum()) for row in (0, 3))
+    assert float(offset_loss(deltas, wanted, labels)) == pytest.approx(distance / 5)
+
+
+@pytest.mark.parametrize("nothing", [math.nan, math.inf])
+def test_losses_and_gradients_do_not_look_at_the_targets_of_empty_places(nothing):
+    deltas, labels = random(3, 4).requires_grad_(), torch.tensor([1, 0, -1])
+    wanted = torch.where(labels[:, None] > 0, random(3, 4, seed=1), nothing)
+    (offset_loss(deltas, wanted, labels) + sum(proposal_losses(random(3), deltas, labels, wanted))).backward()
+    assert deltas.grad[0].all() and not deltas.grad[1:].any()
+    masks, pixels = random(3, 2, 4, 4).requires_grad_(), (random(3, 4, 4) > 0).double()
+    mask_loss(masks, labels, pixels).backward()
+    assert masks.grad[0, 1].all() and not masks.grad[0, 0].any() and not masks.grad[1:].any()
 
 
 def slow_giou(one, other):
@@ -97,13 +108,14 @@ def test_overlap_loss_of_perfect_boxes_is_zero():
     assert float(overlap_loss(boxes, boxes, 5)) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", [offset_loss, overlap_loss])
 @pytest.mark.parametrize("num_samples", [0, 5])
-def test_box_losses_without_objects_are_zero_with_gradients(loss, num_samples):
+def test_box_losses_without_objects_are_zero_with_gradients(num_samples):
     predicted = torch.zeros(0, 4, requires_grad=True)
-    value = loss(predicted, torch.zeros(0, 4), num_samples)
+    overlap_loss(predicted, torch.zeros(0, 4), num_samples).backward()
+    offsets = random(num_samples, 4).requires_grad_()
+    value = offset_loss(offsets, offsets.detach() + 1, torch.zeros(num_samples))
     value.backward()
-    assert float(value.detach()) == 0.0 and predicted.grad is not None
+    assert float(value.detach()) == 0.0 and not offsets.grad.any() and predicted.grad is not None
 
 
 def test_classification_loss_without_samples_is_zero_with_gradients():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.image_list import ImageList
@@ -14,6 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from swin_dense.box_masks import BoxMasks
 from swin_dense.config import SwinConfig
 from swin_dense.errors import ConfigError, DataError
+from swin_dense.heads import roi_heads, rpn
 from swin_dense.heads.cascade_mask_rcnn import cascade_mask_rcnn
 from swin_dense.heads.mask_rcnn import mask_rcnn, pad_to_batch
 from swin_dense.swin import SwinTransformer
@@ -308,7 +310,7 @@ def test_an_image_without_objects_has_losses_in_evaluation(kind):
     with torch.inference_mode():
         _, losses = detector.detect_with_losses([IMAGES[0].double()], [target_of(SIZES_HW[0], boxes=())])
     assert all(math.isfinite(float(term.mean)) for term in losses.values())
-    assert {term.count for name, term in losses.items() if "mask" in name} == {0}
+    assert {int(term.count) for name, term in losses.items() if "mask" in name} == {0}
 
 
 def test_targets_of_validation_images_that_do_not_fit_are_refused():
@@ -393,9 +395,13 @@ class Recorder:
     def __init__(self, sample, samples):
         self.sample, self.samples = sample, samples
 
-    def __call__(self, proposals, target):
-        self.samples.append(self.sample(proposals, target))
-        return self.samples[-1]
+    def __call__(self, proposals, targets):
+        samples = self.sample(proposals, targets)
+        self.samples.extend(samples.trimmed()[0])
+        return samples
+
+    def __getattr__(self, name):
+        return getattr(self.sample, name)
 
 
 def share_inside(boxes, region):
@@ -415,6 +421,50 @@ def test_padding_of_the_batch_gives_no_negative_anchors():
     small, large = (int((image_labels >= 0).sum()) for image_labels in labels)
     assert large == len(labels[1])
     assert small == 3 * (8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)  # 32 x 32 pixels
+
+
+class Waits(TorchDispatchMode):
+    """Lists the operations for whose results a host waits for a GPU."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "repeat_interleave", "bincount")
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        if by_mask or name in self.NAMES:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_part_of_training_waits_for_a_gpu(monkeypatch):
+    """Pooling and the masks of targets, which have kernels of their own on a GPU, are left out."""
+    for module in (rpn, roi_heads):
+        monkeypatch.setattr(module, "counts_are_known", lambda values: False)
+    monkeypatch.setattr(
+        roi_heads,
+        "batch_mask_targets",
+        lambda masks, boxes, matched, size: torch.zeros(sum(map(len, boxes)), size, size),
+    )
+    detector = detector_of().train()
+    targets = detector._training_targets(IMAGES, [target_of(size_hw) for size_hw in SIZES_HW])
+    for pool in (detector.roi_heads.box_roi_pool, detector.roi_heads.mask_roi_pool):
+        pool.forward = lambda levels, boxes, sizes, side=pool.output_size: (
+            levels["p2"].mean().expand(sum(map(len, boxes)), levels["p2"].shape[1], *side)
+        )
+    with Waits() as waits:
+        batch, levels = detector.pyramid(IMAGES)
+        proposals, terms = detector.rpn(batch, levels, targets)
+        terms |= detector.roi_heads(levels, proposals, batch.image_sizes, targets)[1]
+        sum(means(terms).values()).backward()
+    assert waits.names == []
+    with Waits() as waits:
+        detector.eval().detect(IMAGES)
+    assert waits.names != []
 
 
 def test_bfloat16_autocast_trains_and_detects_at_full_precision():

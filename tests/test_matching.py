@@ -8,7 +8,9 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from swin_dense.heads import matching
+from swin_dense.heads.box_batches import EMPTY_BOX, is_box, stack_boxes
 from swin_dense.heads.matching import (
+    BalancedSampler,
     BoxCoder,
     MaxIoUMatcher,
     ProposalSampler,
@@ -61,7 +63,7 @@ def test_matcher_equals_the_slow_double_loop_on_real_boxes():
 
 @pytest.mark.parametrize("count", [0, 1, 16, 17, 61])
 def test_matcher_without_the_rule_for_best_boxes_is_torchvisions(count, monkeypatch):
-    monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", 907 * 4)  # objects go in parts
+    monkeypatch.setitem(matching.PAIRS_AT_ONCE, "cpu", 907 * 4)  # objects go in parts
     torch.manual_seed(0)
     corner, size = torch.rand(907, 2) * 50, torch.rand(907, 2) * 40 + 5
     boxes = torch.cat((corner, corner + size), dim=1)
@@ -79,6 +81,20 @@ def test_matcher_gives_an_object_its_best_box_only_from_the_minimum_on():
 
 def test_matcher_gives_a_shared_best_box_to_the_last_object():
     assert MaxIoUMatcher(0.7, 0.3, 0.3).match([torch.tensor([[0.9], [0.4]])]).tolist() == [1]
+
+
+def test_matcher_takes_batches_whose_images_have_unequal_numbers_of_objects():
+    torch.manual_seed(1)
+    corner = torch.rand(4, 61, 2) * 60
+    boxes = torch.cat((corner, corner + torch.rand(4, 61, 2) * 40 + 5), dim=2)
+    objects = [image[:count] for image, count in zip(boxes, (3, 0, 11, 1), strict=True)]
+    is_candidate = torch.rand(4, 61) > 0.3
+    for matcher in (MaxIoUMatcher(0.7, 0.3, 0.3), MaxIoUMatcher(0.5, 0.5, None), MaxIoUMatcher(0.5, 0.25, 0.0)):
+        together = matcher(stack_boxes(objects), boxes, is_candidate)
+        for image in range(4):
+            rows = is_candidate[image]
+            assert torch.equal(together[image, rows], matcher(objects[image], boxes[image, rows]))
+            assert bool((together[image, ~rows] == NEGATIVE).all())
 
 
 def test_matcher_leaves_the_matrix_alone():
@@ -106,10 +122,25 @@ def crowd_of_boxes(seed=2):
     }
 
 
+def samples_of(sampler, proposals, target):
+    """Of one image, without empty places."""
+    ((samples,), (objects,)) = sampler([proposals], [target]).trimmed()
+    assert torch.equal(samples.labels[: len(objects.labels)], objects.labels) and bool((objects.labels > 0).all())
+    assert not bool((samples.labels[len(objects.labels) :] > 0).any())
+    return samples
+
+
+def in_order(boxes, *others):
+    """Rows sorted by their coordinates."""
+    order = sorted(range(len(boxes)), key=lambda row: boxes[row].tolist())
+    return [value[order] for value in (boxes, *others)]
+
+
 @pytest.mark.parametrize("iou_threshold", [0.5, 0.7])
 def test_samples_are_labelled_by_the_object_they_overlap_most(iou_threshold):
     proposals, target = crowd_of_boxes()
-    samples = ProposalSampler(MaxIoUMatcher(iou_threshold, iou_threshold, None), 512, 0.25, None)(proposals, target)
+    sampler = ProposalSampler(MaxIoUMatcher(iou_threshold, iou_threshold, None), 512, 0.25, None)
+    samples = samples_of(sampler, proposals, target)
     assert samples.boxes.shape == (512, 4) and 0 < int((samples.labels > 0).sum()) <= 128
     best, best_object = box_iou(target["boxes"], samples.boxes).max(dim=0)
     is_object = samples.labels > 0
@@ -117,22 +148,21 @@ def test_samples_are_labelled_by_the_object_they_overlap_most(iou_threshold):
     assert torch.equal(samples.matched[is_object], best_object[is_object])
     assert torch.equal(samples.labels[is_object], target["labels"][best_object][is_object])
     assert torch.equal(samples.matched_boxes[is_object], target["boxes"][best_object][is_object])
-    objects = samples.objects()
-    assert torch.equal(objects.boxes, samples.boxes[is_object]) and bool((objects.labels > 0).all())
 
 
 def test_samples_without_a_limit_are_all_proposals_and_the_objects_themselves():
     proposals, target = crowd_of_boxes()
-    samples = ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), 10**6, 0.25, None)(proposals, target)
-    assert torch.equal(samples.boxes, torch.cat((proposals, target["boxes"])))
-    assert torch.equal(samples.boxes[samples.is_object_itself], target["boxes"])
-    assert torch.equal(samples.labels[samples.is_object_itself], target["labels"])
+    samples = samples_of(ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), 10**6, 0.25, None), proposals, target)
+    assert torch.equal(*(in_order(boxes)[0] for boxes in (samples.boxes, torch.cat((proposals, target["boxes"])))))
+    themselves = samples.is_object_itself
+    own = in_order(samples.boxes[themselves], samples.labels[themselves])
+    assert all(torch.equal(*pair) for pair in zip(own, in_order(target["boxes"], target["labels"]), strict=True))
 
 
 @pytest.mark.parametrize("limit", [1, 16, 37])
 def test_samples_keep_their_limit_and_the_share_of_objects(limit):
     proposals, target = crowd_of_boxes()
-    samples = ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), limit, 0.25, None)(proposals, target)
+    samples = samples_of(ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), limit, 0.25, None), proposals, target)
     assert len(samples.boxes) == limit and int((samples.labels > 0).sum()) == limit // 4
 
 
@@ -140,9 +170,9 @@ def test_samples_of_an_image_without_objects_are_background():
     proposals, _ = crowd_of_boxes()
     target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "ignored_boxes": NOWHERE}
     sample = ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), 100, 0.25, None)
-    samples = sample(proposals, target)
+    samples = samples_of(sample, proposals, target)
     assert len(samples.boxes) == 100 and not samples.labels.any() and not samples.is_object_itself.any()
-    nothing = sample(torch.zeros(0, 4), target)
+    nothing = samples_of(sample, torch.zeros(0, 4), target)
     assert nothing.boxes.shape == (0, 4) and nothing.labels.dtype == torch.int64
 
 
@@ -156,20 +186,21 @@ def test_samples_in_a_region_to_ignore_are_objects_or_none():
     proposals, target = crowd_of_boxes()
     regions = torch.tensor([[10.0, 5, 60, 70], [50, 60, 110, 100]])
     limitless = ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), 10**6, 0.25, 0.5)
-    everything = limitless(proposals, target)
-    samples = limitless(proposals, {**target, "ignored_boxes": regions})
+    everything = samples_of(limitless, proposals, target)
+    samples = samples_of(limitless, proposals, {**target, "ignored_boxes": regions})
     inside = torch.tensor(
         [max(share_inside(box, r) for r in regions.tolist()) >= 0.5 for box in everything.boxes.tolist()]
     )
     kept = (everything.labels > 0) | ~inside
     assert 20 < int(kept.sum()) < len(kept) - 20 and bool((everything.labels[inside] > 0).any())
-    assert torch.equal(samples.boxes, everything.boxes[kept]) and torch.equal(samples.labels, everything.labels[kept])
-    assert len(limitless(proposals[:0], {**target, "ignored_boxes": regions}).boxes) == 3
+    wanted = in_order(everything.boxes[kept], everything.labels[kept])
+    assert all(torch.equal(*pair) for pair in zip(in_order(samples.boxes, samples.labels), wanted, strict=True))
+    assert len(samples_of(limitless, proposals[:0], {**target, "ignored_boxes": regions}).boxes) == 3
 
 
 @pytest.mark.parametrize("pairs_at_once", [1, 2**20])
 def test_labels_lose_the_background_in_regions_to_ignore(pairs_at_once, monkeypatch):
-    monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", pairs_at_once)
+    monkeypatch.setitem(matching.PAIRS_AT_ONCE, "cpu", pairs_at_once)
     labels = torch.tensor([0, 0, 0, 2, -1])
     boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [6, 0, 16, 10], [0, 0, 10, 10], [0, 0, 10, 10]])
     region = torch.tensor([[-50.0, -50, 10, 70]])
@@ -195,10 +226,53 @@ def test_overlap_with_a_region_is_measured_as_coco_measures_that_with_crowds():
         assert torch.equal((labels == -1)[sure], (overlap >= threshold)[sure])
 
 
+def test_samples_of_a_batch_are_those_of_its_images():
+    proposals, target = crowd_of_boxes()
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "ignored_boxes": NOWHERE}
+    region = {**target, "ignored_boxes": torch.tensor([[10.0, 5, 60, 70]])}
+    batch = [(proposals[:97], target), (proposals[:41], none), (proposals, region), (proposals[:0], none)]
+    sampler = ProposalSampler(MaxIoUMatcher(0.5, 0.5, 0.5), 10**6, 0.25, 0.5)
+    together, _ = sampler(*zip(*batch, strict=True)).trimmed()
+    for samples, alone in zip(together, batch, strict=True):
+        one, other = (in_order(*vars(found).values()) for found in (samples, samples_of(sampler, *alone)))
+        is_object = one[1] > 0  # of background it does not matter which object was nearest
+        assert all(torch.equal(*pair) for pair in zip(one[:2], other[:2], strict=True))
+        assert all(torch.equal(a[is_object], b[is_object]) for a, b in zip(one[2:], other[2:], strict=True))
+        assert torch.equal(one[4], other[4])
+
+
+def test_samples_fill_places_from_the_front_and_say_which_are_empty():
+    proposals, target = crowd_of_boxes()
+    empty = torch.tensor(EMPTY_BOX).expand(13, 4)
+    sampler = ProposalSampler(MaxIoUMatcher(0.5, 0.5, 0.5), 512, 0.25, None)
+    samples = sampler([torch.cat((proposals[:97], empty)), torch.cat((empty, proposals[:51]))], [target, target])
+    assert samples.labels.shape == (2, 113)  # 110 places and three objects
+    assert (samples.labels >= 0).sum(dim=1).tolist() == [100, 54]
+    assert torch.equal(samples.labels >= 0, is_box(samples.boxes))
+    kinds = samples.labels.clamp(-1, 1)
+    assert torch.equal(kinds, kinds.sort(dim=1, descending=True).values)
+    for image, trimmed in zip(samples.places(), samples.trimmed()[0], strict=True):
+        assert torch.equal(image.boxes[: len(trimmed.boxes)], trimmed.boxes)
+        assert not is_box(image.boxes[len(trimmed.boxes) :]).any()
+
+
+def test_sampling_is_even():
+    labels = torch.tensor([[1, 0, 0, -1, 1, 0, 1, 0, 0, 0], [0, 0, -1, 0, 0, 0, -1, 0, 0, 0]])
+    counts = torch.zeros(2, 10)
+    torch.manual_seed(0)
+    for _ in range(3000):
+        rows, is_filled = BalancedSampler(4, 0.5)(labels)
+        assert bool(is_filled.all())
+        counts += torch.zeros(2, 10).scatter(1, rows, 1.0)
+    wanted = torch.tensor([[2 / 3, 1 / 3, 1 / 3, 0, 2 / 3, 1 / 3, 2 / 3, 1 / 3, 1 / 3, 1 / 3], [0.5] * 10])
+    wanted[1, [2, 6]] = 0
+    assert torch.allclose(counts / 3000, wanted, atol=0.04)
+
+
 def test_samples_leave_proposals_and_target_alone():
     proposals, target = crowd_of_boxes()
     before = [proposals.clone(), *(value.clone() for value in target.values())]
-    ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), 100, 0.25, None)(proposals, target)
+    ProposalSampler(MaxIoUMatcher(0.5, 0.5, None), 100, 0.25, None)([proposals], [target])
     assert all(torch.equal(one, other) for one, other in zip(before, [proposals, *target.values()], strict=True))
 
 

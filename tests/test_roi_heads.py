@@ -10,6 +10,8 @@ from torchvision.ops import batched_nms, box_iou
 
 from swin_dense.box_masks import BoxMasks
 from swin_dense.features import FeatureSpec
+from swin_dense.heads import roi_heads
+from swin_dense.heads.box_batches import EMPTY_BOX
 from swin_dense.heads.detector_settings import DetectorSettings
 from swin_dense.heads.mask_targets import mask_targets
 from swin_dense.heads.roi_heads import (
@@ -184,6 +186,30 @@ def test_losses_follow_from_the_samples():
     assert float(losses["loss_classifier"]) == pytest.approx(entropy / count)
     assert float(losses["loss_box_reg"]) == pytest.approx(distance / count)
     assert float(losses["loss_mask"]) == pytest.approx(mask_entropy / objects)
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (0, 2), (0, 0)])
+def test_losses_with_empty_places_are_those_without(counts, monkeypatch):
+    heads = lively(heads_of(samples_per_image=10**6)).double().train()  # no limit: nothing is left to chance
+    targets = [target_of(count, seed=count + 1) for count in counts]
+    targets = [{**target, "boxes": target["boxes"].double()} for target in targets]
+    near = torch.cat([target["boxes"] for target in targets]) + torch.tensor([1.0, -1, 2, 0.5])
+    proposals = [torch.cat((random_boxes(11).double(), near)), random_boxes(5, seed=1).double()]
+    empty = torch.tensor(EMPTY_BOX).expand(3, 4)
+    results = []
+    for is_known, boxes in ((True, proposals), (False, [torch.cat((image, empty)) for image in proposals])):
+        monkeypatch.setattr(roi_heads, "counts_are_known", lambda values, is_known=is_known: is_known)
+        levels = {name: level.double().requires_grad_() for name, level in random_levels(2).items()}
+        terms = heads(levels, boxes, [SIZE_HW] * 2, targets)[1]
+        heads.zero_grad()
+        sum(means(terms).values()).backward()
+        gradients = {name: parameter.grad for name, parameter in heads.named_parameters()}
+        gradients |= {name: level.grad for name, level in levels.items()}
+        results.append((means(terms), {name: int(term.count) for name, term in terms.items()}, gradients))
+    (losses, counted, gradients), (other_losses, other_counted, other_gradients) = results
+    assert counted == other_counted and counted["loss_classifier"] == sum(map(len, proposals)) + sum(counts)
+    for name, value in {**losses, **gradients}.items():
+        assert torch.allclose(value, {**other_losses, **other_gradients}[name], rtol=1e-12, atol=1e-12), name
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (0, 2), (0, 0)])

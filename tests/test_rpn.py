@@ -8,6 +8,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, box_iou
 
 from swin_dense.features import FeatureSpec
+from swin_dense.heads import rpn
+from swin_dense.heads.box_batches import EMPTY_BOX
 from swin_dense.heads.detector_settings import DetectorSettings
 from swin_dense.heads.rpn import RPNHead, cascade_rpn, published_rpn, torchvision_rpn_defaults
 from swin_dense.training.loss_terms import means
@@ -59,8 +61,8 @@ def target(boxes, padded_size_hw=SIZE_HW, size_hw=SIZE_HW, ignored=()):
     return {
         "ignored_boxes": torch.tensor(ignored).reshape(-1, 4),
         "boxes": torch.tensor(boxes).reshape(-1, 4),
-        "padded_size_hw": torch.tensor(padded_size_hw),
-        "size_hw": torch.tensor(size_hw),
+        "padded_size_hw": padded_size_hw,
+        "size_hw": size_hw,
     }
 
 
@@ -120,6 +122,35 @@ def test_proposals_stay_within_each_image_and_never_exceed_1000():
         assert (boxes >= 0).all()
         assert (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_proposals_whose_number_is_not_asked_for_end_with_empty_places(monkeypatch):
+    network, levels = lively(rpn_of(anchor_scale=2.0)).train(), random_levels(3)
+    images = batch(3, [(96, 128), (61, 47), (7, 5)])
+    with torch.no_grad():
+        outputs = network.anchor_outputs(images, levels)
+        trimmed = network.proposals(outputs, images.image_sizes)
+        monkeypatch.setattr(rpn, "counts_are_known", lambda values: False)
+        padded = network.proposals(outputs, images.image_sizes)
+        assert len({len(boxes) for boxes in network.eval().proposals(outputs, images.image_sizes)}) == 3
+    assert len({len(boxes) for boxes in padded}) == 1 and len(trimmed[2]) < len(padded[2])
+    for boxes, wanted in zip(padded, trimmed, strict=True):
+        assert torch.equal(boxes[: len(wanted)], wanted)
+        assert bool((boxes[len(wanted) :] == torch.tensor(EMPTY_BOX)).all())
+
+
+def test_images_of_a_batch_are_assigned_as_each_alone():
+    network, levels = rpn_of(), random_levels()
+    targets = [
+        target([[3.0, 4, 30, 33], [20.0, 10, 90, 80], [0.0, 0, 4, 3]]),
+        target([], (64, 96)),
+        target([[20.0, 10, 90, 80]], ignored=[[30.0, 20.0, 110.0, 90.0]]),
+    ]
+    anchors = all_anchors(network, levels)
+    labels, boxes = network.assign_targets_to_anchors([anchors] * 3, targets)
+    for index, alone in enumerate(targets):
+        own_labels, own_boxes = network.assign_targets_to_anchors([anchors], [alone])
+        assert torch.equal(labels[index], own_labels[0]) and torch.equal(boxes[index], own_boxes[0])
 
 
 def slow_labels(anchors, boxes, takes_part):
@@ -193,8 +224,11 @@ def test_losses_follow_from_the_sampled_anchors(build, beta):
     torch.manual_seed(0)
     anchors = all_anchors(rpn, levels)
     labels, matched = rpn.assign_targets_to_anchors([anchors], targets)
-    positive, negative = (rows[0].bool() for rows in rpn.fg_bg_sampler(labels))
-    assert 0 < int(positive.sum()) <= 128 and int((positive | negative).sum()) == 256
+    rows, is_filled = (values[0] for values in rpn.fg_bg_sampler(labels))
+    assert bool(is_filled.all()) and len(rows.unique()) == 256
+    sampled = torch.zeros_like(labels[0], dtype=torch.bool).index_fill(0, rows, True)
+    positive, negative = sampled & (labels[0] == 1), sampled & (labels[0] == 0)
+    assert 0 < int(positive.sum()) <= 128 and torch.equal(positive | negative, sampled)
     logits, deltas = torchvision_rpn.concat_box_prediction_layers(*rpn.head(list(levels.values())))
     wanted = rpn.box_coder.encode(matched, [anchors])[0]
     gap = (deltas[positive] - wanted[positive]).abs()

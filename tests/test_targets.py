@@ -66,13 +66,14 @@ def test_both_forms_of_masks_give_the_same_training_target():
         )
         assert full.keys() == packed.keys()
         assert torch.equal(full["masks"].full(), packed["masks"].full())
-        assert all(torch.equal(full[name], packed[name]) for name in full if name != "masks")
+        assert all(torch.equal(full[name], packed[name]) for name in ("boxes", "labels", "ignored_boxes"))
+    assert all(full[name] == packed[name] for name in ("size_hw", "padded_size_hw"))
 
 
 def test_regions_to_ignore_are_parted_from_the_objects():
     target = training_target({**GOOD, "iscrowd": torch.tensor([True, False])}, torch.zeros(3, 41, 67), 32)
     assert torch.equal(target["boxes"], GOOD["boxes"][1:]) and torch.equal(target["ignored_boxes"], GOOD["boxes"][:1])
     assert target["labels"].tolist() == [2] and torch.equal(target["masks"].full(), GOOD["masks"][1:])
-    assert target["size_hw"].tolist() == [41, 67] and target["padded_size_hw"].tolist() == [64, 96]
+    assert target["size_hw"] == (41, 67) and target["padded_size_hw"] == (64, 96)
     without = training_target(GOOD, torch.zeros(3, 41, 67), 32)
     assert without["labels"].tolist() == [1, 2] and without["ignored_boxes"].shape == (0, 4)

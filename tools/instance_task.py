@@ -149,7 +149,12 @@ class InstanceTask(Task[InstanceSample, InstanceBatch, InstancePrediction]):
         """Mask R-CNN's five losses, or three of each stage and two of the proposals of a cascade."""
         images = [image.to(device, non_blocking=True).float() / 255 for image in batch.images]
         targets = [
-            {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in batch.targets
+            # Which objects are crowds is asked on the host, which need not wait for a GPU then.
+            {
+                name: value if name == "iscrowd" else value.to(device, non_blocking=True)
+                for name, value in target.items()
+            }
+            for target in batch.targets
         ]
         assert isinstance(model, MaskRCNN)
         return model.loss_terms(images, targets, batch.least_size_hw)  # type: ignore[arg-type]  # a target's own keys

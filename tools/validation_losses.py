@@ -18,8 +18,8 @@ class ValidationLosses:
 
     def add(self, index: int, terms: Mapping[str, LossTerm]) -> None:
         """Take the losses of one image."""
-        values = torch.stack([term.mean for term in terms.values()]).tolist()  # one wait for the device
-        counts = [term.count for term in terms.values()]
+        values = torch.stack([term.mean for term in terms.values()]).tolist()
+        counts = [int(term.count) for term in terms.values()]
         self._of_images[index] = dict(zip(terms, zip(values, counts, strict=True), strict=True))
 
     def merge(self, other: ValidationLosses) -> None:

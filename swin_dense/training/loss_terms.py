@@ -13,11 +13,12 @@ class LossTerm:
 
     Args:
         mean: Scalar, as it is summed with the others: its weight is in it.
-        count: How many things it is the mean over: sampled boxes, objects, pixels, images. 0 goes with a mean of 0.
+        count: How many things it is the mean over: sampled boxes, objects, pixels, images. 0 goes with a mean of 0. A
+            scalar tensor where only the device knows.
     """
 
     mean: Tensor
-    count: int
+    count: int | Tensor
 
     def times(self, weight: float) -> "LossTerm":
         """The same loss with a weight."""

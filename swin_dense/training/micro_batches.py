@@ -81,7 +81,7 @@ def add_gradient_in_parts(
         go_back: Called between the passes: to the random state and the running statistics before the first.
     """
     with torch.no_grad():
-        counts = [{name: term.count for name, term in forward(part).items()} for part in parts]
+        counts = [{name: int(term.count) for name, term in forward(part).items()} for part in parts]
     go_back()
     sums: dict[str, Tensor] = {}
     for part, share in zip(parts, shares(counts), strict=True):
