@@ -1,6 +1,6 @@
 import pytest
 
-from swin_dense.tools.benchmark import spread
+from swin_dense.tools.benchmark import data_command, spread
 from swin_dense.tools.main import main, parse
 
 
@@ -10,6 +10,7 @@ from swin_dense.tools.main import main, parse
         (["--annotations", "a.json"], "--annotations and --images go together"),
         (["--images", "a"], "--annotations and --images go together"),
         (["--memory", "--annotations", "a.json", "--images", "a"], "leave out --annotations"),
+        (["--images-per-second", "nan"], "--images-per-second must be above 0, got nan"),
         (["--repeats", "0"], "--repeats must be at least 1, got 0"),
         (["--pictures", "-1"], "--pictures must be at least 1, got -1"),
         (["--memory", "--workers", "0", "8"], r"--workers must be at least 1 each, got [0, 8]"),
@@ -37,6 +38,21 @@ def test_help_of_models_has_a_worked_example_that_parses(part, capsys):
     ]
     assert len(examples) == 3 and all(words[:3] == ["swin-dense", "benchmark", part] for words in examples)
     assert all(parse(words[1:]).part == part for words in examples)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--repeats 7 --pictures 20 --peers torchvision"),
+        (["--annotations", "/a/b.json", "--images", "/a/c", "--peers"], "--annotations FILE --images DIR --repeats 7 "),
+        (["--memory", "--workers", "3", "5"], "--memory --workers 3 5"),
+        (["--dense"], "--dense --peers torchvision"),
+    ],
+)
+def test_data_command_is_told_without_paths(words, told):
+    command = data_command(parse(["benchmark", "data", *words, "--document", "/a/b.md"]))
+    assert command.startswith(f"swin-dense benchmark data {told}") and command.endswith(" --document FILE")
+    assert "/a" not in command and parse(command.split()[1:]).part == "data"
 
 
 def test_spread_is_median_and_range_of_all_values():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from swin_dense import compiled_calls
 from swin_dense.config import SwinConfig
 from swin_dense.tools.benchmark_agreement import relative_difference
 from swin_dense.tools.benchmark_backbone import GRADIENT, BackboneContest
@@ -174,16 +175,30 @@ def test_objects_fill_their_boxes():
 
 def test_compiled_twin_is_another_model_with_the_same_weights(monkeypatch):
     compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
-    for name, contest in CONTESTS.items():
+    monkeypatch.setattr(torch, "compile", lambda call, **options: compiled.append(call.__self__) or call)
+    for contest in CONTESTS.values():
         own = contest.own(row_of("inference"))
         twin = own.compiled()
-        assert (own.name, twin.name) == (OURS, f"{OURS}, compiled")
-        wanted = [twin.model.backbone, twin.model.fpn] if name == "detect" else [twin.model]
-        assert all(one is other for one, other in zip(compiled, wanted, strict=True)) and twin.model is not own.model
-        compiled.clear()
+        assert (own.name, twin.name) == (OURS, f"{OURS}, compiled") and twin.model is not own.model
         pairs = zip(own.model.parameters(), twin.model.parameters(), strict=True)
         assert all(torch.equal(one, other) and one is not other for one, other in pairs)
+        # As users compile it, see `swin_dense.compile`, and nothing of the other.
+        assert compiled_calls(twin.model) and not compiled_calls(own.model)
+        parts = {id(module) for module in twin.model.modules()}
+        assert compiled and all(id(module) in parts for module in compiled)
+        compiled.clear()
+
+
+@pytest.mark.parametrize(("name", "peer"), PEERS)
+def test_peers_are_compiled_as_their_users_do_it(name, peer, monkeypatch):
+    pytest.importorskip({"huggingface": "transformers", "smp": "segmentation_models_pytorch"}.get(peer, peer))
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda call, **options: compiled.append(call.__self__) or call)
+    row = row_of("inference")
+    contest = CONTESTS[name]
+    twin = contest.peer(peer, contest.own(row), row).compiled()
+    (part,) = compiled
+    assert part is (twin.model.backbone if name == "detect" else twin.model)
 
 
 def test_spread_weights_reach_everything_that_starts_the_same():

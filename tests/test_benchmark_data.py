@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from swin_dense.tools import benchmark_data
+from swin_dense.tools.benchmark_contest import OURS
 from swin_dense.tools.benchmark_data import compare, one_thread, time_loaders
+from swin_dense.tools.benchmark_page import read_sections, write_section
+from swin_dense.tools.benchmark_tables import IMAGES_PER_S
 from swin_dense.tools.main import main
+from swin_dense.tools.markdown_page import markdown_table
 
 WORDS = ["benchmark", "data", "--pictures", "2", "--repeats", "2"]
 
@@ -31,7 +35,25 @@ def test_generated_data_agree_with_torchvision(tmp_path, capsys):
     own, peer = (figures["ms_per_image"][name]["all"] for name in ("swin-dense", "torchvision"))
     assert figures["ratio"]["all"] == [theirs / ours for ours, theirs in zip(own, peer, strict=True)]
     shown = capsys.readouterr().out
-    assert "times as long" in shown and "results agree" in shown and "date" in shown
+    assert "times as long" in shown and "Results agree" in shown and "date" in shown
+
+
+def test_page_says_how_many_workers_a_rate_needs(tmp_path):
+    page, file = tmp_path / "page.md", tmp_path / "figures.json"
+    rows = markdown_table({OURS: {IMAGES_PER_S: "0.5"}})
+    write_section(page, "Mask R-CNN swin_t, a device", ["start", "### train step, float32", rows])
+    words = ["--images-per-second", "1e6", "--document", str(page), "--json", str(file)]
+    assert main([*WORDS, *words]) == 0
+    figures = json.loads(file.read_text())["data"]
+    rate = figures["worker_images_per_s"]
+    assert rate == 1000 / figures["ms_per_image"][OURS]["median"]
+    needed = figures["needed_workers"]
+    assert needed["Mask R-CNN swin_t, a device: train step, float32"]["workers"] == 1
+    assert needed["asked for"]["workers"] * rate >= 1e6 > (needed["asked for"]["workers"] - 1) * rate
+    (other, own) = read_sections(page).values()
+    assert other.startswith("start\n\n### train step") and f"One worker loads {rate:.1f} images a second" in own
+    assert "| Mask R-CNN swin_t, a device: train step, float32 | 0.50 | 1 |" in own
+    assert "--images-per-second 1e+06 --peers torchvision --document FILE\n" in own and str(tmp_path) not in own
 
 
 def test_own_annotations_are_measured(coco_tree, tmp_path, capsys):
@@ -47,7 +69,7 @@ def test_no_ratio_where_results_differ(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark_data, "_LEAST_IOU", 0.9999)
     assert main([*WORDS, "--json", str(tmp_path / "f.json")]) == 0
     shown = capsys.readouterr().out
-    assert "no ratio, as the results differ" in shown and "times as long" not in shown
+    assert "No ratio, as the results differ" in shown and "times as long" not in shown
     assert "ratio" not in json.loads((tmp_path / "f.json").read_text())["data"]
 
 

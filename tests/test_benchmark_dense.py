@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from swin_dense.tools import benchmark_dense
-from swin_dense.tools.benchmark_dense import load_ours, load_torchvision, measure_dense, measure_image
+from swin_dense.tools.benchmark_dense import dense_parts, load_ours, load_torchvision, measure_dense, measure_image
 from swin_dense.tools.main import parse
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc/PID/status")
@@ -43,3 +43,5 @@ def test_figures_are_printed_by_library_and_the_peer_may_be_left_out(monkeypatch
     figures = measure_dense(parse(["benchmark", "data", "--dense"]))
     assert list(figures) == ["swin-dense", "torchvision"] and "300 objects" in capsys.readouterr().out
     assert list(measure_dense(parse(["benchmark", "data", "--dense", "--peers"]))) == ["swin-dense"]
+    sentence, table = dense_parts(figures)
+    assert "300 objects" in sentence and "| torchvision | 1,000 | 200 |" in table

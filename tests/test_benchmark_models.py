@@ -24,8 +24,10 @@ from swin_dense.tools.benchmark_models import (
     require_networks,
     step_flops,
 )
+from swin_dense.tools.benchmark_page import read_sections
+from swin_dense.tools.benchmark_scaling import Point, Sweep
 from swin_dense.tools.benchmark_segment import SegmentationContest
-from swin_dense.tools.benchmark_tables import document
+from swin_dense.tools.benchmark_tables import section_parts
 from swin_dense.tools.main import main, parse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,6 +97,7 @@ def test_row_holds_every_contestant_with_paired_ratios(settings, capsys):
     assert rate == 2 * 10**3 / 6.0  # of its second time; the others are 3 and 9
     for each in row["contestants"].values():
         assert each["share_of_floor"] == row["flops"] / rate / each["time_s"]["median"]
+        assert each["images_per_s"] == 2 / each["time_s"]["median"]
         assert each["peak_bytes"] > 4 * sum(value.numel() for value in CONTEST.own(ROW).model.parameters())
     shown = capsys.readouterr().out
     assert ROW.title in shown and "torchvision equals swin-dense" in shown
@@ -113,7 +116,7 @@ def test_peer_whose_outputs_differ_has_times_but_no_ratio(settings, perturbed, c
 
 
 def test_compiled_contestants_take_part_a_second_time(settings, monkeypatch):
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+    monkeypatch.setattr(torch, "compile", lambda call, **options: call)
     compiling = Settings(2, 0, True, CPU, settings.time_of)
     contestants = measure_contest(CONTEST, [ROW], ["torchvision"], compiling)["rows"][0]["contestants"]
     assert list(contestants) == [OURS, "torchvision", OURS + COMPILED, "torchvision" + COMPILED]
@@ -124,11 +127,12 @@ def test_compiled_contestants_take_part_a_second_time(settings, monkeypatch):
 @pytest.mark.parametrize("contest", ["backbone", "detect", "segment"])
 @pytest.mark.parametrize("mode", ["inference", "train step"])
 def test_compiled_contestant_that_computes_something_else_has_no_ratio(contest, mode, settings, monkeypatch):
-    def spoil(module):
+    def spoil(call, **options):
         with torch.no_grad():
-            next(module.parameters())[0] += 9
+            next(call.__self__.parameters())[0] += 9
+        return call
 
-    monkeypatch.setattr(torch.nn.Module, "compile", spoil)
+    monkeypatch.setattr(torch, "compile", spoil)
     spoiling = Settings(1, 0, True, CPU, settings.time_of)
     figures = measure_contest(TINY[contest], [replace(ROW, mode=mode)], [], spoiling)
     contestants = figures["rows"][0]["contestants"]
@@ -190,7 +194,7 @@ def test_peers_are_all_or_those_asked_for():
     assert chosen_peers(CONTEST, None) == (["timm", "torchvision", "huggingface"], [])
     assert chosen_peers(CONTEST, ["torchvision,timm", "timm"]) == (["torchvision", "timm"], [])
     assert chosen_peers(CONTEST, []) == ([], [])
-    with pytest.raises(ConfigError, match=r"backbone is compared with timm, torchvision, huggingface, got 'smp'\."):
+    with pytest.raises(ConfigError, match=r"Backbone is compared with timm, torchvision, huggingface, got 'smp'\."):
         chosen_peers(CONTEST, ["timm,smp"])
 
 
@@ -261,14 +265,42 @@ def test_command_measures_prints_and_writes(part, tiny, tmp_path, capsys):
     figures, shown = written[part], capsys.readouterr().out
     page = (tmp_path / "page.md").read_text()
     assert json.loads(json.dumps(figures)) == figures and figures["refused"] == []
-    assert page == document(figures, written["machine"])
+    assert read_sections(tmp_path / "page.md") == {
+        figures["title"]: "\n\n".join(section_parts(figures, written["machine"]))
+    }
     assert str(tmp_path) not in page and f"swin-dense benchmark {part} " in page
     for row in figures["rows"]:
-        assert f"## {row['title']}" in page and row["title"] in shown
+        assert f"### {row['title']}" in page and row["title"] in shown
         for name, each in row["contestants"].items():
             assert f"{1000 * each['time_s']['median']:,.0f}" in page and f"| {name} |" in page
         assert list(row["contestants"]) == [OURS, *peers] and list(row["agreement"]) == peers
     assert all(f"{name} {number}" in " ".join(page.split()) for name, number in figures["versions"].items())
+
+
+def test_command_leaves_a_page_of_something_else(tiny, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("my notes")
+    assert main(["benchmark", "backbone", "--device", "cpu", "--document", str(page)]) == 2
+    assert "something else wrote this file" in capsys.readouterr().err and page.read_text() == "my notes"
+
+
+def test_scaling_goes_into_the_section(tiny, tmp_path, monkeypatch):
+    def sweeps(contest, precision, variant):
+        return [
+            Sweep(
+                "image size",
+                [Point(f"{side} px", contest, replace(ROW, size_hw=(side, side))) for side in (96, 128)],
+                True,
+            )
+        ]
+
+    monkeypatch.setattr(benchmark_models, "scaling_sweeps", sweeps)
+    words = ["--size", "96", "128", "--batch", "1", "--repeats", "1", "--warmup", "0", "--device", "cpu"]
+    words += ["--precision", "float32", "--peers", "torchvision", "--scaling", "--limit-s", "1000"]
+    assert main(["benchmark", "backbone", *words, "--document", str(tmp_path / "page.md")]) == 0
+    (text,) = read_sections(tmp_path / "page.md").values()
+    assert "### Scaling with image size\n\nMilliseconds:\n\n|  | swin-dense | torchvision |\n" in text
+    assert "| 96 px |" in text and " (swin-dense), " in text and " (torchvision)." in text
 
 
 def test_command_says_no_where_outputs_differ(tiny, perturbed, tmp_path, capsys):

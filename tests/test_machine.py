@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from swin_dense.tools.machine import describe_machine, machine_line
+from swin_dense.tools.machine import describe_machine, device_name, machine_line
 
 
 def test_machine_names_date_device_and_versions():
@@ -16,6 +16,15 @@ def test_every_gpu_is_counted_by_its_name(names, described, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: names[index])
     assert describe_machine().get("gpu") == described
+
+
+def test_kind_of_device_is_the_same_on_machines_of_a_kind(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"name of {device}")
+    assert device_name("cuda:1") == "name of cuda:1"
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert device_name("cpu").endswith(", 3 cores") and describe_machine()["device"] == f"cpu ({device_name('cpu')})"
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert device_name("cpu").endswith(", 1 core")
 
 
 def test_line_holds_every_name_and_value_in_order():

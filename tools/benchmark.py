@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     Figures = dict[str, Any]
 
 HELP = "Measure speed, memory and training beside other libraries, in one run on this machine."
-EXAMPLE = """  swin-dense benchmark backbone --json backbone.json
-  swin-dense benchmark segment --batch 2 --size 256 256 --peers huggingface --compile
-  swin-dense benchmark data
+EXAMPLE = """  swin-dense benchmark backbone --document benchmarks.md --json backbone.json
+  swin-dense benchmark segment --batch 2 --size 256 256 --peers huggingface --compile --document benchmarks.md
+  swin-dense benchmark data --document benchmarks.md
   swin-dense benchmark data --annotations instances_val2017.json --images val2017 --repeats 9 --json data.json
   swin-dense benchmark data --memory --workers 1 8          (some minutes, 4 GB)
   swin-dense benchmark data --dense                         (10 GB for torchvision)
@@ -48,7 +48,7 @@ _MODELS = {
 _MODELS_EXAMPLE = """example:
   swin-dense benchmark {name}                                    (the rows of this device, some minutes)
   swin-dense benchmark {name} --batch 2 --size 256 320 --precision float32 --repeats 5
-  swin-dense benchmark {name} --compile --scaling --document {name}.md --json {name}.json
+  swin-dense benchmark {name} --compile --scaling --document benchmarks.md --json {name}.json
 
 A peer whose outputs differ from ours gets no ratio, and the exit code is 1."""
 
@@ -74,12 +74,18 @@ def _add_models(parts: Parts, name: str, text: str) -> None:
     models.add_argument("--warmup", type=int, metavar="N", help="rounds before; default: 5 on a GPU, 2 on a CPU")
     models.add_argument("--compile", action="store_true", help="let all take part a second time, under torch.compile")
     models.add_argument(
-        "--scaling", action="store_true", help="also measure ours from 256 to 2048 pixels, batch 1 to 32, Swin-T to L"
+        "--scaling",
+        action="store_true",
+        help="also measure inference and train step from 256 to 2048 pixels, batch 1 to 32, Swin-T to L",
     )
     models.add_argument(
-        "--limit-s", type=float, default=20.0, metavar="X", help="of each point of --scaling, seconds; default: 20"
+        "--limit-s",
+        type=float,
+        default=20.0,
+        metavar="X",
+        help="of each model at each point of --scaling, seconds; default: 20",
     )
-    models.add_argument("--document", type=Path, metavar="FILE", help="write the figures as a page, Markdown")
+    _add_page(models)
     _add_shared(models)
 
 
@@ -98,6 +104,13 @@ def _add_data(parts: Parts) -> None:
     data.add_argument(
         "--workers", type=int, nargs="+", default=[1, 8], metavar="N", help="with --memory: how many; default: 1 8"
     )
+    data.add_argument(
+        "--images-per-second",
+        type=float,
+        metavar="X",
+        help="a rate of training for which to count workers, beside those on the page of --document",
+    )
+    _add_page(data)
     _add_shared(data)
 
 
@@ -136,6 +149,11 @@ def _add_training(parts: Parts) -> None:
     _add_shared(training)
 
 
+def _add_page(part: argparse.ArgumentParser) -> None:
+    text = "write the figures into their section of this page, Markdown; other sections stay"
+    part.add_argument("--document", type=Path, metavar="FILE", help=text)
+
+
 def _add_shared(part: argparse.ArgumentParser) -> None:
     part.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error arose")
     part.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
@@ -163,23 +181,72 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _measure_models(arguments: argparse.Namespace, machine: Machine) -> Figures:
     from swin_dense.tools.benchmark_models import measure_models
-    from swin_dense.tools.benchmark_tables import write_document
+    from swin_dense.tools.benchmark_page import write_section
+    from swin_dense.tools.benchmark_tables import section_parts
 
+    _require_page(arguments.document)
     figures = measure_models(arguments)
     if arguments.document is not None:
-        write_document(arguments.document, figures, machine)
+        write_section(arguments.document, figures["title"], section_parts(figures, machine))
     return figures
 
 
 def _measure_data(arguments: argparse.Namespace, machine: Machine) -> Figures:
+    from swin_dense.tools.benchmark_page import section_start, write_section
+    from swin_dense.tools.machine import device_name
+
     _require_fitting(arguments)
+    _require_page(arguments.document)
+    measure: Callable[[argparse.Namespace], Figures]
+    parts_of: Callable[[Figures], list[str]]
     if arguments.memory:
         from swin_dense.tools.benchmark_memory import measure_memory as measure
+        from swin_dense.tools.benchmark_memory import memory_parts as parts_of
+
+        what = "Memory of a loader's workers"
     elif arguments.dense:
+        from swin_dense.tools.benchmark_dense import dense_parts as parts_of
         from swin_dense.tools.benchmark_dense import measure_dense as measure
+
+        what = "Memory of an image full of objects"
     else:
+        from swin_dense.tools.benchmark_data import loading_parts as parts_of
         from swin_dense.tools.benchmark_data import measure_loading as measure
-    return measure(arguments)
+
+        what = "Loading images"
+    figures = measure(arguments)
+    if arguments.document is not None:
+        parts = [*section_start(data_command(arguments), machine), *parts_of(figures)]
+        write_section(arguments.document, f"{what}, {device_name('cpu')}", parts)
+    return figures
+
+
+def data_command(arguments: argparse.Namespace) -> str:
+    """The command line of `benchmark data` again, without where files lie."""
+    words = ["swin-dense", "benchmark", "data"]
+    if arguments.annotations is not None:
+        words += ["--annotations", "FILE", "--images", "DIR"]
+    if arguments.memory:
+        words += ["--memory", "--workers", *map(str, arguments.workers)]
+    elif arguments.dense:
+        words += ["--dense"]
+    else:
+        words += ["--repeats", str(arguments.repeats), "--pictures", str(arguments.pictures)]
+    if arguments.images_per_second is not None:
+        words += ["--images-per-second", f"{arguments.images_per_second:g}"]
+    if not arguments.memory:
+        words += ["--peers", *arguments.peers]
+    return " ".join([*words, "--document", "FILE"])
+
+
+def _require_page(path: Path | None) -> None:
+    """Refuse a page that could not be written, before anything is measured."""
+    from swin_dense.tools.benchmark_page import read_sections
+    from swin_dense.tools.tables import require_writable
+
+    if path is not None:
+        require_writable(path)
+        read_sections(path)
 
 
 def _measure_ignored(arguments: argparse.Namespace, machine: Machine) -> Figures:
@@ -220,6 +287,8 @@ def _require_fitting(arguments: argparse.Namespace) -> None:
     for name in ("repeats", "pictures"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
+    if arguments.images_per_second is not None and not 0 < arguments.images_per_second < float("inf"):
+        raise ConfigError(f"--images-per-second must be above 0, got {arguments.images_per_second}.")
     if min(arguments.workers) < 1:
         raise ConfigError(f"--workers must be at least 1 each, got {arguments.workers}.")
 

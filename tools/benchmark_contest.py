@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
@@ -121,16 +121,15 @@ class Contestant(ABC, Generic[B]):
     def outputs(self, batch: B) -> Outputs:
         """What a compiled contestant is compared by with what it was made of, in the mode and precision of the row."""
 
-    def compiled_parts(self) -> Sequence[nn.Module]:
-        """What is compiled, each for itself: here the whole model."""
-        return [self.model]
+    def compile(self) -> None:
+        """Let the model be compiled when it is first called, as its users would do it: here by torch, as a whole."""
+        self.model.compile()
 
     def compiled(self) -> Self:
-        """A contestant with a copy of the model that torch.compile compiles when it is first called."""
+        """A contestant with a compiled copy of the model."""
         twin = copy.copy(self)
         twin.name, twin.model = self.name + COMPILED, copy.deepcopy(self.model)
-        for part in twin.compiled_parts():
-            part.compile()
+        twin.compile()
         return twin
 
 
@@ -149,7 +148,8 @@ class Contest(ABC, Generic[B]):
     title: ClassVar[str]
     peers: ClassVar[tuple[str, ...]]
     default_rows: ClassVar[Mapping[str, tuple[Row, ...]]]  # by the type of device
-    remarks: ClassVar[tuple[str, ...]]  # what else one has to know of the contestants
+    remarks: ClassVar[tuple[str, ...]]  # what is computed
+    peer_remarks: ClassVar[tuple[str, ...]]  # how the peers differ
     least_training_batch: ClassVar[int] = 1  # images that all peers can train on
 
     @abstractmethod

@@ -8,14 +8,17 @@ uint8 images, boxes and masks. A ratio is given only where the results agree:
   and objects without a mask pixel are left out here and counted,
 - masks of at least 32² pixels with an IoU of 0.9 or more. They cannot be equal: torchvision draws the polygons in the
   file's picture and scales the masks, here the scaled polygons are drawn. In smaller masks the rim is too large a part.
+
+What one process loads is what a worker of a loader does; so many of them are needed as a model's rate is a multiple.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 from swin_dense.errors import DataError
 from swin_dense.tools.benchmark import spread
+from swin_dense.tools.benchmark_contest import OURS
+from swin_dense.tools.benchmark_page import read_sections
+from swin_dense.tools.benchmark_rates import needed_workers, training_rates
+from swin_dense.tools.benchmark_tables import IMAGES_PER_S
+from swin_dense.tools.markdown_page import markdown_list, markdown_table, wrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +43,7 @@ _OBJECTS_EACH = 20
 _BOX_TOLERANCE_PX = 1e-3
 _LEAST_IOU = 0.9
 _LEAST_AREA_PX = 32**2
+_WORKERS_TITLE = "Workers that our models keep busy in training, each on a core like these"
 
 Loaded = tuple["Tensor", "Tensor", "Tensor"]
 """(3, H, W) uint8 image, (N, 4) boxes xyxy in pixels, (N, H, W) uint8 masks."""
@@ -74,8 +83,22 @@ def measure_loading(arguments: argparse.Namespace) -> dict[str, Any]:
         else:
             files = arguments.annotations, arguments.images
         figures = _measure_files(*files, arguments)
+    worker_images_per_s = 1000 / figures["ms_per_image"][OURS]["median"]
+    figures |= {
+        "worker_images_per_s": worker_images_per_s,
+        "cores": os.cpu_count() or 1,
+        "needed_workers": needed_workers(_rates(arguments), worker_images_per_s),
+    }
     _print_figures(figures)
     return figures
+
+
+def _rates(arguments: argparse.Namespace) -> dict[str, float]:
+    """Images a second for which workers are counted: of the page that is written to, and what was asked for."""
+    rates = {} if arguments.document is None else training_rates(read_sections(arguments.document))
+    if arguments.images_per_second is not None:
+        rates["asked for"] = arguments.images_per_second
+    return rates
 
 
 def _measure_files(annotation_file: Path, image_folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -86,7 +109,7 @@ def _measure_files(annotation_file: Path, image_folder: Path, arguments: argpars
     dataset = CocoDataset(annotation_file, image_folder, transform, skip_empty=True)
     step = max(1, len(dataset) // arguments.pictures)
     indices = range(0, len(dataset), step)[: arguments.pictures]
-    loaders: dict[str, Callable[[int], object]] = {"swin-dense": dataset.__getitem__}
+    loaders: dict[str, Callable[[int], object]] = {OURS: dataset.__getitem__}
     figures: dict[str, Any] = {"pictures": len(indices), "repeats": arguments.repeats}
     if arguments.peers:
         peer = TorchvisionLoader(annotation_file, image_folder, dataset)
@@ -218,18 +241,59 @@ def one_thread() -> Iterator[None]:
         cv2.setNumThreads(before_cv2)
 
 
-def _print_figures(figures: dict[str, Any]) -> None:
-    from swin_dense.tools.tables import print_table
+def loading_parts(figures: Mapping[str, Any]) -> list[str]:
+    """The same as parts of a section."""
+    parts = [
+        wrapped(
+            "The time to load an image with its objects, as detectors are trained on it: decoded, its short edge "
+            f"scaled to {_SHORT_EDGE} pixels (its long one to at most {_MAX_LONG_EDGE}), mirrored, with boxes and "
+            f"masks. In one thread, as a worker of a loader has it; {figures['pictures']} images, "
+            f"{figures['repeats']} repetitions; medians and their range."
+        ),
+        markdown_table(_loading_rows(figures)),
+        markdown_list(_sentences(figures)),
+    ]
+    if figures["needed_workers"]:
+        parts += [f"{_WORKERS_TITLE}:", markdown_table(_worker_rows(figures))]
+    return parts
 
-    rows = {
-        name: {"median": values["median"], "least": values["min"], "most": values["max"]}
+
+def _print_figures(figures: Mapping[str, Any]) -> None:
+    from swin_dense.tools.tables import print_sentences, print_table
+
+    title = f"an image, one thread, {figures['pictures']} images, {figures['repeats']} repetitions"
+    print_table(title, _loading_rows(figures))
+    print_sentences(_sentences(figures))
+    if figures["needed_workers"]:
+        print_table(_WORKERS_TITLE, _worker_rows(figures))
+
+
+def _loading_rows(figures: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    return {
+        name: {
+            "ms": f"{values['median']:.1f} ({values['min']:.1f} to {values['max']:.1f})",
+            "images/s and worker": f"{1000 / values['median']:.1f}",
+        }
         for name, values in figures["ms_per_image"].items()
     }
-    title = f"milliseconds an image, one thread, {figures['pictures']} images, {figures['repeats']} repetitions"
-    print_table(title, rows)
+
+
+def _worker_rows(figures: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    return {
+        name: {IMAGES_PER_S: f"{each['images_per_s']:,.2f}", "workers": str(each["workers"])}
+        for name, each in figures["needed_workers"].items()
+    }
+
+
+def _sentences(figures: Mapping[str, Any]) -> list[str]:
+    rate, cores = figures["worker_images_per_s"], figures["cores"]
+    workers = (
+        f"One worker loads {rate:.1f} images a second; where each has a core of its own, the {cores} of this machine "
+        f"load {cores * rate:.1f}."
+    )
     agreement = figures.get("agreement")
     if agreement is None:
-        return
+        return [workers]
     found = (
         f"sizes {'equal' if agreement['sizes_equal'] else 'differ'}, "
         f"boxes differ by at most {agreement['worst_box_px']:.2g} px (allowed {_BOX_TOLERANCE_PX}), "
@@ -237,8 +301,7 @@ def _print_figures(figures: dict[str, Any]) -> None:
         f"{agreement['objects']} objects, {agreement['left_out']} more in torchvision's"
     )
     if not agreement["holds"]:
-        print(f"no ratio, as the results differ: {found}")
-        return
+        return [f"No ratio, as the results differ: {found}.", workers]
     ratio = figures["ratio"]
-    print(f"torchvision needs {ratio['median']:.2f} times as long ({ratio['min']:.2f}..{ratio['max']:.2f})")
-    print(f"results agree: {found}")
+    times = f"{ratio['median']:.2f} times as long ({ratio['min']:.2f} to {ratio['max']:.2f})"
+    return [f"torchvision needs {times}.", f"Results agree: {found}.", workers]

@@ -19,12 +19,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from swin_dense.errors import ConfigError
+from swin_dense.tools.markdown_page import markdown_table, wrapped
 
 NUM_OBJECTS = 300
 SIZE_HW = (1500, 2000)
 _NUM_SAMPLES = 128  # a quarter of 512 boxes, as published
 _MASK_SIZE = 28
 _MIB = 2**20
+_TITLE = f"MiB, one image of {SIZE_HW[0]} x {SIZE_HW[1]} pixels with {NUM_OBJECTS} objects"
 
 
 def measure_dense(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -39,8 +41,20 @@ def measure_dense(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--dense reads /proc/PID/status, which this system has not; it needs Linux.")
     loaders = {"swin-dense": load_ours, **({"torchvision": load_torchvision} if arguments.peers else {})}
     figures = measure_image(loaders, NUM_OBJECTS, SIZE_HW)
-    print_table(f"MiB, one image of {SIZE_HW[0]} x {SIZE_HW[1]} pixels with {NUM_OBJECTS} objects", figures)
+    print_table(_TITLE, figures)
     return figures
+
+
+def dense_parts(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The same as parts of a section."""
+    cells = {
+        name: {column.replace("_", " "): f"{mib:,.0f}" for column, mib in row.items()} for name, row in figures.items()
+    }
+    sentence = (
+        f"{_TITLE}: from the file to what the mask head should see of {_NUM_SAMPLES} sampled boxes; the most that a "
+        "process held, and what that is above the same process before."
+    )
+    return [wrapped(sentence), markdown_table(cells)]
 
 
 def measure_image(

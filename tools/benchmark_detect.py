@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swin_dense.box_masks import BoxMasks
+from swin_dense.compilation import compile as swin_dense_compile
 from swin_dense.config import WindowRule
 from swin_dense.heads.mask_rcnn import MaskRCNN, mask_rcnn
 from swin_dense.heads.model_file import build_model
@@ -108,9 +109,9 @@ class OwnDetector(Detector):
         _, levels = self.model.pyramid(batch.images)
         return list(levels.values())
 
-    def compiled_parts(self) -> list[nn.Module]:
-        """Backbone and pyramid; what follows depends on how many boxes there are."""
-        return [self.model.backbone, self.model.fpn]
+    def compile(self) -> None:
+        """By `swin_dense.compile`: backbone and pyramid, as what follows depends on how many boxes there are."""
+        swin_dense_compile(self.model)
 
 
 class TorchvisionDetector(Detector):
@@ -125,9 +126,9 @@ class TorchvisionDetector(Detector):
         images, _ = self.model.transform(list(batch.images), None)
         return list(self.model.backbone(images.tensors).values())
 
-    def compiled_parts(self) -> list[nn.Module]:
-        """As ours; its backbone is both."""
-        return [self.model.backbone]
+    def compile(self) -> None:
+        """The same parts as of ours; its backbone is both."""
+        self.model.backbone.compile()
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,14 @@ class DetectionContest(Contest[DetectionBatch]):
         ),
     }
     remarks = (
-        f"Every image has {_OBJECTS_EACH} objects. The peers are torchvision's MaskRCNN on torchvision's Swin and on "
-        "timm's; timed is our published network, which pools, matches and pastes in other ways than torchvision's.",
+        "Inference is all that a user gets: boxes, labels, scores and, for each of at most 100 objects an image, a "
+        f"mask of the image's size. A train step is the five losses of images with {_OBJECTS_EACH} objects each, their "
+        "gradients and AdamW.",
         "With --compile, detectors are compiled up to their pyramid only: what follows depends on the number of boxes.",
+    )
+    peer_remarks = (
+        "The peers are torchvision's MaskRCNN on torchvision's Swin and on timm's, which give the same; timed is our "
+        "published network, which pools, matches and pastes in other ways than torchvision's.",
     )
 
     def batch(self, row: Row) -> DetectionBatch:

@@ -15,12 +15,14 @@ import json
 import multiprocessing
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from swin_dense.errors import ConfigError
+from swin_dense.tools.benchmark_scenes import NUM_COCO_ANNOTATIONS, NUM_COCO_IMAGES
+from swin_dense.tools.markdown_page import markdown_table, wrapped
 
 if TYPE_CHECKING:
     from swin_dense.datasets.coco import CocoDataset
@@ -39,7 +41,6 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: The system has no /proc/PID/smaps_rollup.
     """
-    from swin_dense.tools.benchmark_scenes import NUM_COCO_ANNOTATIONS, NUM_COCO_IMAGES
     from swin_dense.tools.tables import print_table
 
     if not Path("/proc/self/smaps_rollup").exists():
@@ -49,14 +50,34 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     small = measure_file(*_SMALL, counts)
     figures = {method: _differences(large[method], small[method]) for method in _START_METHODS}
     for method, rows in figures.items():
-        title = (
-            f"MiB of main process and workers together (sum of Pss), workers started by {method}; "
-            f"{NUM_COCO_IMAGES:,} images, {NUM_COCO_ANNOTATIONS:,} annotations"
-        )
-        print_table(title, {f"{count} workers": row for count, row in rows.items()})
-        first, last = rows[str(counts[0])]["data_set"], rows[str(counts[-1])]["data_set"]
-        print(f"the data set takes {last / first:.2f} times as much with {counts[-1]} workers as with {counts[0]}")
+        print_table(_title(method), {f"{count} workers": row for count, row in rows.items()})
+        print(_growth(rows))
     return figures
+
+
+def memory_parts(figures: Mapping[str, _Figures]) -> list[str]:
+    """The same as parts of a section."""
+    parts: list[str] = []
+    for method, rows in figures.items():
+        cells = {
+            f"{count} workers": {name.replace("_", " "): f"{mib:,.0f}" for name, mib in row.items()}
+            for count, row in rows.items()
+        }
+        parts += [wrapped(f"{_title(method)}."), markdown_table(cells), f"{_growth(rows)}."]
+    return parts
+
+
+def _title(method: str) -> str:
+    return (
+        f"MiB of main process and workers together (sum of Pss), workers started by {method}; "
+        f"{NUM_COCO_IMAGES:,} images, {NUM_COCO_ANNOTATIONS:,} annotations"
+    )
+
+
+def _growth(rows: _Figures) -> str:
+    first, *_, last = *rows, *rows
+    growth = rows[last]["data_set"] / rows[first]["data_set"]
+    return f"The data set takes {growth:.2f} times as much with {last} workers as with {first}"
 
 
 def _differences(large: dict[str, float], small: dict[str, float]) -> _Figures:

@@ -48,6 +48,7 @@ from swin_dense.tools.benchmark_timing import (
     peak_extra_bytes,
     take_turns,
 )
+from swin_dense.tools.machine import device_name
 from swin_dense.tools.progress_bar import progress_bar
 from swin_dense.tools.tables import counted, print_sentences, require_writable
 from swin_dense.training.distributed import process_from_environment
@@ -107,9 +108,8 @@ def measure_models(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = chosen_rows(contest.default_rows[device.type], arguments)
     peers, notes = chosen_peers(contest, arguments.peers)
     require_networks(contest, rows, peers)
-    for path in (arguments.json, arguments.document):
-        if path is not None:
-            require_writable(path)
+    if arguments.json is not None:
+        require_writable(arguments.json)
     settings = Settings(
         arguments.repeats or _DEFAULT_REPEATS[device.type],
         _DEFAULT_WARMUP[device.type] if arguments.warmup is None else arguments.warmup,
@@ -127,22 +127,21 @@ def measure_models(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"peers: {', '.join(f'{name} {number}' for name, number in versions.items())}")
     figures = {
         "command": command(arguments),
-        "title": f"{contest.title}, {arguments.variant}",
+        "title": f"{contest.title} {arguments.variant}, {device_name(str(device))}",
         "device": str(device),
         "threads": threads,
         "repeats": settings.repeats,
         "versions": versions,
-        "notes": [*notes, *(contest.remarks if peers else ())],
+        "notes": [*notes, *contest.remarks, *(contest.peer_remarks if peers else ())],
         **measure_contest(contest, rows, peers, settings),
     }
     print_sentences(figures["notes"])
     if arguments.scaling:
-        sweeps = scaling_sweeps(contest, rows[0].precision, arguments.variant)
-        figures["scaling"] = [
-            measure_sweep(sweep, settings.repeats, arguments.limit_s, device, settings.time_of) for sweep in sweeps
-        ]
-        for sweep in figures["scaling"]:
-            print_sweep(sweep)
+        figures["scaling"] = []
+        for sweep in scaling_sweeps(contest, rows[0].precision, arguments.variant):
+            measured = measure_sweep(sweep, peers, settings.repeats, arguments.limit_s, device, settings.time_of)
+            print_sweep(measured)
+            figures["scaling"].append(measured)
     return figures
 
 
@@ -278,6 +277,7 @@ def measure_row(contest: Contest[Any], row: Row, peers: Sequence[str], settings:
         time_s = spread(times_s[name])
         measured[name] = {
             "time_s": time_s,
+            "images_per_s": row.batch_size / time_s["median"],
             "ratios": ratios[name],
             "peak_bytes": work.held_bytes() + peak_extra_bytes(work, device),
             "share_of_floor": flops / rate / time_s["median"],

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from swin_dense.compilation import compile as swin_dense_compile
 from swin_dense.config import WindowRule
 from swin_dense.heads.backbones import Normalize
 from swin_dense.heads.model_file import build_model
@@ -73,6 +74,10 @@ class OwnSegmenter(Segmenter):
     def predictions(self, batch: SegmentationBatch) -> Tensor:
         """Logits (B, K, H, W)."""
         return self.model(batch.images)
+
+    def compile(self) -> None:
+        """By `swin_dense.compile`."""
+        swin_dense_compile(self.model)
 
     @torch.no_grad()
     def maps(self, batch: SegmentationBatch) -> Outputs:
@@ -170,6 +175,10 @@ class SegmentationContest(Contest[SegmentationBatch]):
         ),
     }
     remarks = (
+        "Inference is logits of the images' size for 150 classes; a train step is the loss of the main and of the "
+        "auxiliary head, its gradients and AdamW.",
+    )
+    peer_remarks = (
         "smp has no auxiliary head, so its train step does less; it enlarges logits with aligned corners, so they are "
         "compared before.",
     )

@@ -1,30 +1,35 @@
-"""Measured rows and sweeps as tables, for the terminal and for a page of `docs/`."""
+"""Measured rows and sweeps as tables, for the terminal and for their section of the page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from swin_dense.tools.benchmark_contest import COMPILED, OURS
-from swin_dense.tools.machine import machine_line
-from swin_dense.tools.markdown_page import markdown_page, markdown_table, wrapped, write_markdown
-from swin_dense.tools.tables import print_sentences, print_table
+from swin_dense.tools.benchmark_page import section_start
+from swin_dense.tools.markdown_page import markdown_list, markdown_table, wrapped
+from swin_dense.tools.tables import counted, print_sentences, print_table
 
 Figures = Mapping[str, Any]
+IMAGES_PER_S = "images/s"
 _ABSENT = "n/a"
 
 
 def print_row(row: Figures) -> None:
     """Print a row, and what was compared before."""
-    print_table(row["title"], row_table(row))
+    table = row_table(row)
+    for cells in table.values():
+        del cells[IMAGES_PER_S]  # a terminal is narrow, and the times say it
+    print_table(row["title"], table)
     print_sentences(_sentences(row))
 
 
 def print_sweep(sweep: Figures) -> None:
     """Print a sweep."""
-    print_table(f"scaling with {sweep['title']}", sweep_table(sweep))
-    print_sentences(_exponent(sweep))
+    print(f"scaling with {sweep['title']}")
+    for title, table in sweep_tables(sweep).items():
+        print_table(title, table)
+    print_sentences(_exponents(sweep))
 
 
 def row_table(row: Figures) -> dict[str, dict[str, str]]:
@@ -33,6 +38,7 @@ def row_table(row: Figures) -> dict[str, dict[str, str]]:
     return {
         name: {
             "ms": _milliseconds(figures["time_s"]),
+            IMAGES_PER_S: f"{figures['images_per_s']:,.2f}",
             **{f"x {own}": _ratio(name, own, figures["ratios"].get(own)) for own in ours},
             "peak memory": _mebibytes(figures["peak_bytes"]),
             "of the floor": f"{figures['share_of_floor']:.0%}",
@@ -41,51 +47,29 @@ def row_table(row: Figures) -> dict[str, dict[str, str]]:
     }
 
 
-def sweep_table(sweep: Figures) -> dict[str, dict[str, str]]:
-    """A line for each point."""
+def sweep_tables(sweep: Figures) -> dict[str, dict[str, dict[str, str]]]:
+    """Two tables, each with a line for each point and a column for each contestant."""
+    points = sweep["points"].items()
     return {
-        name: {
-            "ms": point["left_out"] or _milliseconds(point["time_s"]),
-            "megapixels a second": _ABSENT if point["left_out"] else _megapixels_per_s(point),
-            "peak memory": _ABSENT if point["left_out"] else _mebibytes(point["peak_bytes"]),
-        }
-        for name, point in sweep["points"].items()
+        title: {name: {other: cell(each) for other, each in point["contestants"].items()} for name, point in points}
+        for title, cell in (("Milliseconds", _point_milliseconds), ("Peak memory", _point_memory))
     }
 
 
-def write_document(path: Path, figures: Figures, machine: Mapping[str, str]) -> None:
-    """Write the figures of `measure_models` as a page with its command and machine."""
-    write_markdown(path, document(figures, machine))
-
-
-def document(figures: Figures, machine: Mapping[str, str]) -> str:
-    """That page, Markdown; every number in it is measured or a setting."""
-    versions = {**machine, **figures["versions"]}
+def section_parts(figures: Figures, machine: Mapping[str, str]) -> list[str]:
+    """The section of the figures of `measure_models`; every number in it is measured or a setting."""
+    rounds, threads = counted(figures["repeats"], "round", "rounds"), counted(figures["threads"], "thread", "threads")
     parts = [
-        "This page is written by this command:",
-        f"```sh\n{figures['command']}\n```",
-        wrapped(f"Machine: {machine_line(versions)}  measured on {figures['device']}  threads {figures['threads']}"),
-        wrapped(
-            "All contestants have the same random weights and get the same batch; no path and no channel is dropped. "
-            f"They take turns in one process, {figures['repeats']} rounds after the warm-up: times are medians "
-            "and their range; a ratio is the median, and the range, of the ratios of the rounds, above 1 where ours "
-            "is faster. Peak memory is what torch's allocator hands out at most, with weights and optimiser. Before "
-            "that, their outputs for one image are compared in float32, and their maps once more in the precision of "
-            "the row; a peer whose outputs differ by more than is allowed has no ratio. Differences are relative, in "
-            "the L2 norm."
-        ),
-        wrapped(
-            "The floor is the time that the matrix products and convolutions of the published network need alone, "
-            "three times those of the forward pass in training, at the rate of one large product, which takes part in "
-            "every round; a share of it is that time over the one measured, and above 100% where fewer are computed."
-        ),
+        *section_start(figures["command"], {**machine, **figures["versions"]}),
+        wrapped(f"Measured on {figures['device']}, {rounds}, {threads}."),
         *(wrapped(note) for note in figures["notes"]),
     ]
     for row in figures["rows"]:
-        parts += [f"## {row['title']}", markdown_table(row_table(row)), _list(_sentences(row))]
+        parts += [f"### {row['title']}", markdown_table(row_table(row)), markdown_list(_sentences(row))]
     for sweep in figures.get("scaling", []):
-        parts += [f"## Scaling with {sweep['title']}", markdown_table(sweep_table(sweep)), *_exponent(sweep)]
-    return markdown_page(f"Benchmark: {figures['title']}", [part for part in parts if part])
+        tables = [f"{title}:\n\n{markdown_table(table)}" for title, table in sweep_tables(sweep).items()]
+        parts += [f"### Scaling with {sweep['title']}", *tables, *_exponents(sweep)]
+    return parts
 
 
 def _sentences(row: Figures) -> list[str]:
@@ -104,13 +88,9 @@ def _agreement(name: str, found: list[Figures]) -> str:
     return f"{name} {relation} {found[0]['reference']}: {differences}."
 
 
-def _exponent(sweep: Figures) -> list[str]:
-    exponent = sweep["exponent"]
-    return [] if exponent is None else [f"Time grows with the pixels to the power of {exponent:.2f}."]
-
-
-def _list(sentences: list[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+def _exponents(sweep: Figures) -> list[str]:
+    fitted = [f"{value:.2f} ({name})" for name, value in sweep["exponents"].items() if value is not None]
+    return [f"Time grows with the pixels to the power of {', '.join(fitted)}."] if fitted else []
 
 
 def _milliseconds(times_s: Figures) -> str:
@@ -129,5 +109,9 @@ def _mebibytes(count: int) -> str:
     return f"{count / 2**20:,.0f} MiB"
 
 
-def _megapixels_per_s(point: Figures) -> str:
-    return f"{point['pixels'] / point['time_s']['median'] / 1e6:.2f}"
+def _point_milliseconds(figures: Figures) -> str:
+    return figures["left_out"] or f"{1000 * figures['time_s']['median']:,.1f}"
+
+
+def _point_memory(figures: Figures) -> str:
+    return _ABSENT if figures["left_out"] else _mebibytes(figures["peak_bytes"])

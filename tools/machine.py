@@ -27,11 +27,25 @@ def describe_machine() -> dict[str, str]:
     """Date, processor, GPUs where there are any, and versions, without which a figure says nothing."""
     described = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "device": f"cpu ({_processor()}, {os.cpu_count()} cores)",
+        "device": f"cpu ({device_name('cpu')})",
         **_gpus(),
         "python": platform.python_version(),
     }
     return described | {name: version(name) for name in _PACKAGES}
+
+
+def device_name(device: str) -> str:
+    """What kind of device it is, such as "NVIDIA H200" or "AMD EPYC, 2 cores".
+
+    Args:
+        device: As torch names it: "cpu", "cuda" or "cuda:1".
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    count = os.cpu_count()
+    return f"{_processor()}, {count} {'core' if count == 1 else 'cores'}"
 
 
 def machine_line(machine: Mapping[str, str]) -> str:
