@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from swin_dense.box_masks import BoxMasks
 from swin_dense.errors import ConfigError
+from swin_dense.kernel_import import import_kernels
 
 _BLOCK = 128  # bins of a program, one per thread: a large box keeps several programs busy
 _TABLE_COLUMNS = 7
@@ -77,7 +77,7 @@ def _mask_targets(
     """`table` and `first_rows` are on the CPU, all else is on one device."""
     targets = boxes.new_empty((len(boxes), size, size))
     if targets.numel() > 0:
-        kernels = _kernels(boxes.device)
+        kernels = import_kernels("swin_dense.heads.mask_target_kernels", "fused_mask_targets", boxes.device)
         grid = (len(boxes), math.ceil(size * size / _BLOCK))
         with torch.cuda.device_of(boxes):
             kernels.mask_target_kernel[grid](
@@ -104,16 +104,3 @@ def _(pixels: Tensor, table: Tensor, boxes: Tensor, matched: Tensor, first_rows:
 def _brought_to(device: torch.device, tensor: Tensor) -> Tensor:
     """Without waiting: a GPU copies from pinned memory when it comes to it."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def _kernels(device: torch.device) -> ModuleType:
-    try:
-        from swin_dense.heads import mask_target_kernels as kernels
-    except ImportError as error:
-        raise ConfigError(f"fused_mask_targets needs Triton, which cannot be imported: {error}.") from error
-    if device.type != "cuda" and not kernels.INTERPRETED.value:
-        raise ConfigError(
-            f"fused_mask_targets runs on CUDA devices, got boxes on {device}. "
-            "For trials on a CPU set TRITON_INTERPRET=1 before Python starts."
-        )
-    return kernels

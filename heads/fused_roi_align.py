@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from swin_dense.errors import ConfigError
+from swin_dense.kernel_import import import_kernels
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CELLS = 16  # of a row at a time: boxes are about 14 to 28 cells wide on the level that fits their size
@@ -194,7 +194,7 @@ def _launch(
     side, channels = bins.shape[2:]
     # tl.dot takes no fewer than 8 float32 to sum over, and the bins are what the gradient is summed over.
     powers = {"BINS": max(_power_of_two(side), 8), "BLOCK": min(max(_power_of_two(channels), 16), _LARGEST_BLOCK)}
-    kernel = getattr(_kernels(boxes.device), name)
+    kernel = getattr(import_kernels("swin_dense.heads.roi_align_kernels", "fused_roi_align", boxes.device), name)
     with torch.cuda.device_of(boxes):
         kernel[(len(bins) * side, math.ceil(channels / powers["BLOCK"]))](
             tuple(maps),
@@ -216,16 +216,3 @@ def _launch(
 
 def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
-
-
-def _kernels(device: torch.device) -> ModuleType:
-    try:
-        from swin_dense.heads import roi_align_kernels as kernels
-    except ImportError as error:
-        raise ConfigError(f"fused_roi_align needs Triton, which cannot be imported: {error}.") from error
-    if device.type != "cuda" and not kernels.INTERPRETED.value:
-        raise ConfigError(
-            f"fused_roi_align runs on CUDA devices, got tensors on {device}. "
-            "For trials on a CPU set TRITON_INTERPRET=1 before Python starts."
-        )
-    return kernels

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from swin_dense.errors import ConfigError
+from swin_dense.kernel_import import import_kernels
 from swin_dense.windows import SizeHW
 
 LARGEST_HEAD_DIM = 64
@@ -276,7 +277,7 @@ def _launcher(
     pad_first: bool,
     mask_value: float,
 ) -> _Launcher:
-    kernels = _kernels(qkv.device)
+    kernels = import_kernels("swin_dense.window_attention_kernels", "fused_window_attention", qkv.device)
     qkv = qkv if qkv.stride(3) == 1 else qkv.contiguous()
     padding, bias = padding.contiguous(), bias.contiguous()
     batch, height, width, channels = qkv.shape
@@ -318,19 +319,6 @@ def _registers_and_memory(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
     if dtype == torch.float32:  # multiplied without tensor cores, from registers; slower than memory in any case
         return {"num_warps": 8 if head_dim <= 32 else 16, "num_stages": 1}
     return {"num_warps": 4 if head_dim <= 32 else 8, "num_stages": 2}
-
-
-def _kernels(device: torch.device) -> ModuleType:
-    try:
-        from swin_dense import window_attention_kernels as kernels
-    except ImportError as error:
-        raise ConfigError(f"fused_window_attention needs Triton, which cannot be imported: {error}.") from error
-    if device.type != "cuda" and not kernels.INTERPRETED.value:
-        raise ConfigError(
-            f"fused_window_attention runs on CUDA devices, got tensors on {device}. "
-            "For trials on a CPU set TRITON_INTERPRET=1 before Python starts."
-        )
-    return kernels
 
 
 def _power_of_two(number: int) -> int:
