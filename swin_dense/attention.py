@@ -9,8 +9,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from swin_dense.linear import apply_linear, linear
 from swin_dense.window_attention import chosen_implementation, window_attention
 from swin_dense.windows import ShiftedWindows, pad_to_multiple, relative_position_index
 
@@ -51,11 +51,11 @@ class WindowAttention(nn.Module):
         qkv, bias = self.project(x), self.qkv_bias()
         padding = qkv.new_zeros(qkv.shape[-1]) if bias is None else bias.to(qkv.dtype)
         attended = window_attention(qkv, padding, self.relative_position_bias(), self.logit_scales(), windows)
-        return self.proj(attended)[:, :height, :width]
+        return apply_linear(self.proj, attended)[:, :height, :width]
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values in turn: (..., C) to (..., 3 C)."""
-        return self.qkv(x)
+        return apply_linear(self.qkv, x)
 
     def qkv_bias(self) -> Tensor | None:
         """What the projection adds to them, (3 C,)."""
@@ -98,7 +98,7 @@ class CosineWindowAttention(WindowAttention):
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values in turn: (..., C) to (..., 3 C)."""
-        return functional.linear(x, self.qkv.weight, self.qkv_bias())
+        return linear(x, self.qkv.weight, self.qkv_bias())
 
     def qkv_bias(self) -> Tensor | None:
         """What the projection adds to them, (3 C,); nothing to keys."""
