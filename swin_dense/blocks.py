@@ -5,15 +5,18 @@ Swin: https://arxiv.org/abs/2103.14030. Swin V2: https://arxiv.org/abs/2111.0988
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from swin_dense.attention import WindowAttention
 from swin_dense.config import WindowRule
+from swin_dense.linear import apply_linear, is_plain
+from swin_dense.watched import operations_are_watched
 from swin_dense.windows import ShiftedWindows, SizeHW, pad_to_multiple
 
-_HIDDEN_AT_ONCE = 2**20  # 4 MB in float32: what lies between the layers of an MLP stays in a CPU's cache
+_HIDDEN_AT_ONCE = 2**21  # 8 MB in float32: what lies between the layers of an MLP stays in a CPU's cache
 
 
 class MLP(nn.Module):
@@ -31,14 +34,20 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
-        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.fc2(functional.gelu(self.fc1(x)))
+        plain = is_plain(self.fc1) and is_plain(self.fc2)  # hooks see whole maps
+        if x.device.type != "cpu" or torch.is_grad_enabled() or not plain:
+            return self._transform(x)
         cells = x.reshape(-1, x.shape[-1]).split(max(1, _HIDDEN_AT_ONCE // self.fc1.out_features))
-        return torch.cat([self.fc2(functional.gelu(self.fc1(some))) for some in cells]).view(x.shape)
+        return torch.cat([self._transform(some) for some in cells]).view(x.shape)
+
+    def _transform(self, x: Tensor) -> Tensor:
+        return apply_linear(self.fc2, apply_linear(self.fc1, x, gelu=True))
 
 
 class DropPath(nn.Module):
     """Stochastic depth: in training, drop a residual branch for whole samples (Huang et al., 2016, arXiv:1603.09382).
+
+    What is dropped is not computed, so that it takes no time either.
 
     Args:
         rate: The probability of dropping; kept samples are scaled by 1 / (1 - rate).
@@ -48,12 +57,18 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) to the same shape."""
+    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """Samples (B, ...) plus what the branch, which keeps them apart, makes of those that are kept."""
         if self.rate == 0 or not self.training:
-            return x
-        kept = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * kept / (1 - self.rate)
+            return x + branch(x)
+        if torch.compiler.is_compiling() or operations_are_watched():  # the same operations whatever is dropped
+            kept = torch.rand((len(x), *[1] * (x.ndim - 1)), device=x.device) >= self.rate
+            return x + branch(x) * (kept.to(x.dtype) / (1 - self.rate))
+        kept = torch.rand(len(x), device="cpu") >= self.rate  # the host knows how many without waiting for a GPU
+        rows = kept.nonzero().squeeze(1).to(x.device, non_blocking=True)
+        change = branch(x.index_select(0, rows)) / (1 - self.rate)  # of no samples: parameters still get gradients
+        dtype = torch.promote_types(x.dtype, change.dtype)
+        return x.to(dtype).index_add(0, rows, change.to(dtype))
 
     def extra_repr(self) -> str:
         """The rate, for the printed module."""
@@ -98,8 +113,8 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) to the same shape, any h and w."""
-        x = x + self.drop_path(self.attend(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.drop_path(x, lambda x: self.attend(self.norm1(x)))
+        return self.drop_path(x, lambda x: self.mlp(self.norm2(x)))
 
     def attend(self, x: Tensor) -> Tensor:
         """Attention within the shifted windows of a map; (B, h, w, C) to the same shape."""
@@ -128,8 +143,8 @@ class SwinBlockV2(SwinBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) to the same shape, any h and w."""
-        x = x + self.drop_path(self.norm1(self.attend(x)))
-        return x + self.drop_path(self.norm2(self.mlp(x)))
+        x = self.drop_path(x, lambda x: self.norm1(self.attend(x)))
+        return self.drop_path(x, lambda x: self.norm2(self.mlp(x)))
 
 
 class PatchMerging(nn.Module):

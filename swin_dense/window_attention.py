@@ -75,6 +75,10 @@ def window_attention(
     Returns:
         (B, H, W, C).
     """
+    if not len(qkv):
+        # All dropped by stochastic depth. Attention's operators differ in whether nothing gives zeros for gradients.
+        parameters = sum(x.sum() for x in (padding, bias, logit_scale) if x is not None)
+        return qkv[..., : qkv.shape[-1] // 3] + 0 * parameters
     name = chosen_implementation(qkv)
     if name == "gathered":
         from swin_dense.gathered_window_attention import gathered_window_attention

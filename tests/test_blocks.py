@@ -1,10 +1,12 @@
 import pytest
 import torch
 from timm.models.swin_transformer_v2 import SwinTransformerV2 as TimmSwinV2
+from torch.nn import functional
 from torchvision.models.swin_transformer import PatchMergingV2 as TorchvisionMergingV2
 from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
 from torchvision.models.swin_transformer import SwinTransformerBlockV2 as TorchvisionBlockV2
 
+from swin_dense import blocks
 from swin_dense.blocks import PatchMerging, PatchMergingV2
 from swin_dense.config import SwinConfig, variant_config
 from swin_dense.swin import SwinTransformer
@@ -38,6 +40,28 @@ def torchvision_name(name, channels_of):
         return ".".join([f"features.{2 * stage + 2}", *parts[3:]])
     rest = ".".join(parts[4:]).replace("mlp.fc1", "mlp.0").replace("mlp.fc2", "mlp.3")
     return f"features.{2 * stage + 1}.{parts[3]}.{rest}"
+
+
+@pytest.mark.parametrize("hidden_at_once", [1, 60, blocks._HIDDEN_AT_ONCE])
+def test_mlp_is_two_layers_with_a_gelu_between(hidden_at_once, monkeypatch):
+    monkeypatch.setattr(blocks, "_HIDDEN_AT_ONCE", hidden_at_once)
+    for dtype, allowed in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        mlp = blocks.MLP(5, 17).to(dtype)
+        x = torch.randn(2, 3, 7, 5, dtype=dtype)
+        wanted = mlp.fc2(functional.gelu(mlp.fc1(x)))
+        assert torch.allclose(mlp(x), wanted, atol=allowed)
+        for context in (torch.no_grad, torch.inference_mode):
+            with context():
+                assert torch.allclose(mlp(x), wanted, atol=allowed)
+
+
+def test_hooks_of_an_mlp_see_whole_maps(monkeypatch):
+    monkeypatch.setattr(blocks, "_HIDDEN_AT_ONCE", 1)
+    mlp, seen = blocks.MLP(5, 17), []
+    mlp.fc1.register_forward_hook(lambda _, inputs, output: seen.append(output.shape))
+    with torch.no_grad():
+        mlp(torch.randn(2, 3, 7, 5))
+    assert seen == [(2, 3, 7, 17)]
 
 
 def test_v2_equals_torchvision_under_its_rule():

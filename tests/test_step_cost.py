@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from swin_dense.blocks import DropPath
 from swin_dense.errors import ConfigError
 from swin_dense.tools import step_cost as module
 from swin_dense.tools.micro_batch_choice import Split
@@ -159,3 +160,14 @@ def test_gpu_gives_no_more_than_the_limit(make_job):
     cost = step_cost(roomy, lambda step: None)
     assert cost is not None and 0 < cost.peak_bytes < roomy.memory_bytes
     assert step_cost(replace(roomy, memory_bytes=2**20), lambda step: None) is None
+
+
+def test_stochastic_depth_drops_nothing_in_the_step_that_shows_the_memory(make_job, monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        _Steps,
+        "make",
+        lambda steps: rates.append({part.rate for part in steps.model.modules() if isinstance(part, DropPath)}) or 0.1,
+    )
+    assert make_steps(make_job("model.backbone.drop_path_rate=0.3"), lambda step: None) is not None
+    assert rates[0] == {0.0} and rates[1] == rates[2] and max(rates[1]) == pytest.approx(0.3)

@@ -15,6 +15,7 @@ from swin_dense.config import STAGE_NAMES, SwinConfig, variant_config
 from swin_dense.errors import CheckpointError, ConfigError
 from swin_dense.features import FeatureSpec
 from swin_dense.swin import SwinTransformer, create_backbone
+from swin_dense.window_attention import attention_implementation
 from swin_dense.windows import ShiftedWindows
 
 TINY = SwinConfig(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), drop_path_rate=0.0)
@@ -422,16 +423,63 @@ def test_forward_changes_neither_images_nor_state():
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
-def test_drop_path_is_identity_in_evaluation_and_keeps_the_mean_in_training():
+def test_backbone_can_be_transformed():
+    backbone = randomise(SwinTransformer(TINY)).double().eval()
+    images = torch.rand(2, 3, 37, 53, dtype=torch.float64)
+
+    def number(parameters, images):
+        return sum(feature.sum() for feature in torch.func.functional_call(backbone, parameters, images).values())
+
+    parameters = dict(backbone.named_parameters())
+    gradients = torch.func.grad(number)({name: value.detach() for name, value in parameters.items()}, images)
+    wanted = torch.autograd.grad(number(parameters, images), list(parameters.values()))
+    for (name, gradient), value in zip(gradients.items(), wanted, strict=True):
+        assert torch.allclose(gradient, value, rtol=1e-9, atol=1e-9), name
+
+
+def test_drop_path_keeps_the_branch_in_evaluation_and_its_mean_in_training():
     torch.manual_seed(3)
-    drop, x = DropPath(0.3), torch.ones(4001, 2, 3)
-    assert torch.equal(drop.eval()(x), x)
-    dropped = drop.train()(x)
+    drop, x = DropPath(0.3), torch.full((4001, 2, 3), 5.0)
+    assert torch.equal(drop.eval()(x, torch.ones_like), x + 1)
+    dropped = drop.train()(x, torch.ones_like) - x
     per_sample = dropped.flatten(1)
     assert torch.equal(per_sample.amin(dim=1), per_sample.amax(dim=1))  # whole samples
     assert sorted(per_sample.unique().tolist()) == pytest.approx([0.0, 1 / 0.7])
     assert float(dropped.mean()) == pytest.approx(1.0, abs=0.03)
     assert "rate=0.300" in repr(drop)
+
+
+def test_drop_path_computes_the_branch_of_kept_samples_only():
+    drop, x, seen = DropPath(0.5).train(), torch.arange(11.0)[:, None], []
+    torch.manual_seed(1)
+    out = drop(x, lambda some: seen.append(some) or some + 1)
+    (kept,) = seen
+    assert 0 < len(kept) < 11
+    assert torch.equal(out, torch.where(torch.isin(x, kept), x + 2 * (x + 1), x))
+
+
+def test_drop_path_is_the_same_where_operations_are_watched():
+    drop, x = DropPath(0.5).train(), torch.rand(7, 3, dtype=torch.float64)
+    torch.manual_seed(1)
+    wanted = drop(x, torch.sin)
+    torch.manual_seed(1)
+    with FlopCounterMode(display=False):
+        assert torch.allclose(drop(x, torch.sin), wanted, atol=1e-15)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "gathered"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_dropped_branches_leave_zeros_as_gradients(version, implementation):
+    config = dataclasses.replace(TINY, version=version)
+    backbone = randomise(SwinTransformer(config)).train()
+    for module in backbone.modules():
+        if isinstance(module, DropPath):
+            module.rate = 1 - 1e-9
+    with attention_implementation(implementation):
+        sum(feature.sum() for feature in backbone(torch.rand(1, 3, 37, 53)).values()).backward()
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert ".blocks." not in name or not parameter.grad.any(), name
 
 
 def test_drop_path_drops_both_branches_of_a_block():

@@ -11,7 +11,8 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from swin_dense.blocks import DropPath
 from swin_dense.errors import ConfigError, SwinDenseError
 from swin_dense.tools.micro_batch_choice import Split
 from swin_dense.tools.recipe import Recipe
@@ -143,7 +145,9 @@ def make_steps(job: StepJob, on_step: Callable[[int], None]) -> StepCost | None:
         steps = _Steps(job)
         started_s = time.perf_counter()
         while len(times_s) <= job.steps and (len(times_s) < 2 or time.perf_counter() - started_s < ENOUGH_S):
-            times_s.append(steps.make())
+            # Stochastic depth saves memory by chance. The first step, whose time does not count, drops nothing.
+            with nullcontext() if times_s else nothing_dropped(steps.model):
+                times_s.append(steps.make())
             on_step(len(times_s))
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -152,6 +156,19 @@ def make_steps(job: StepJob, on_step: Callable[[int], None]) -> StepCost | None:
     # The first step also allocates, chooses kernels and fills caches.
     step_time_s = median(times_s[1:]) * job.split.accumulation_steps / steps.micro_batches
     return StepCost(peak_bytes(job.device), step_time_s)
+
+
+@contextmanager
+def nothing_dropped(model: nn.Module) -> Iterator[None]:
+    """Stochastic depth keeps every path meanwhile."""
+    rates = {module: module.rate for module in model.modules() if isinstance(module, DropPath)}
+    try:
+        for module in rates:
+            module.rate = 0.0
+        yield
+    finally:
+        for module, rate in rates.items():
+            module.rate = rate
 
 
 class _Steps:
