@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,23 @@ def test_same_weights_give_equal_outputs(name, peer, mode):
     assert (found[0].reference in (OURS, f"{OURS} with style=torchvision")) == (peer == "huggingface")
     if peer != "smp" and (mode == "train step" or name == "detect"):
         assert len(found) == 3  # also what follows from the maps
+
+
+@pytest.mark.parametrize("peer", CONTESTS["backbone"].peers)
+def test_same_weights_give_equal_maps_when_cast_beforehand(peer):
+    found = compared("backbone", peer, replace(row_of("inference", "bfloat16"), cast_once=True))
+    assert all(one.holds for one in found) and [one.precision for one in found] == ["float32", "bfloat16"]
+    assert found[1].difference > 1e-4  # they were cast
+
+
+def test_casting_changes_a_copy():
+    contest, row = CONTESTS["backbone"], replace(row_of("inference", "bfloat16"), cast_once=True)
+    own, batch = contest.own(row), contest.batch(row)
+    cast = own.cast(torch.bfloat16), batch.cast(torch.bfloat16)
+    maps = work_of(*cast, row)()
+    assert {stage_map.dtype for stage_map in maps.values()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in own.model.parameters()} == {torch.float32} == {batch.images.dtype}
+    assert row.title == "inference, bfloat16 weights, 2 images of 96 x 128"
 
 
 @pytest.mark.parametrize(("name", "peer"), PEERS)

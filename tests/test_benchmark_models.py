@@ -178,7 +178,9 @@ def test_default_rows_change_where_asked_and_stay_unlike(part, device):
     words = ["--batch", "3", "--size", "31", "47", "--precision", "bfloat16"]
     rows = chosen_rows(defaults, arguments(part, *words))
     assert {(row.batch_size, row.size_hw, row.precision) for row in rows} == {(3, (31, 47), "bfloat16")}
-    assert len({row.mode for row in rows}) == len(rows) == 2
+    assert len(set(rows)) == len(rows) and len({row.mode for row in rows}) == 2
+    rows = chosen_rows(defaults, arguments(part, "--precision", "float32"))
+    assert len(set(rows)) == len(rows) and not any(row.cast_once for row in rows)
 
 
 def test_rows_of_a_gpu_are_those_of_detectors_and_segmenters():

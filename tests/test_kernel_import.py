@@ -24,9 +24,7 @@ def test_kernels_run_on_gpus_and_where_they_are_interpreted(kernels):
 
 
 def test_a_cpu_without_the_interpreter_is_an_error(kernels):
-    with pytest.raises(
-        ConfigError, match=r"^some runs on CUDA devices, got tensors on cpu\. For trials on a CPU set"
-    ):
+    with pytest.raises(ConfigError, match=r"^some runs on CUDA devices, got tensors on cpu\. For trials on a CPU set"):
         import_kernels("some_kernels", "some", CPU)
 
 

@@ -42,6 +42,10 @@ class BackboneBatch(Batch):
         """The same on a device."""
         return BackboneBatch(self.images.to(device), {name: value.to(device) for name, value in self.factors.items()})
 
+    def cast(self, dtype: torch.dtype) -> BackboneBatch:
+        """The same with images of a dtype."""
+        return BackboneBatch(self.images.to(dtype), self.factors)
+
 
 class BackboneContestant(Contestant[BackboneBatch]):
     """A backbone that returns {"c2": …, "c3": …}."""
@@ -98,6 +102,7 @@ class BackboneContest(Contest[BackboneBatch]):
         ),
         "cpu": (
             Row("inference", "float32", 1, (512, 512)),
+            Row("inference", "bfloat16", 1, (512, 512), cast_once=True),
             Row("inference", "bfloat16", 1, (512, 512)),
             Row("train step", "bfloat16", 1, (512, 512)),
             Row("train step", "float32", 1, (512, 512)),

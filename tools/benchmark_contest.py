@@ -43,18 +43,21 @@ class Row:
         precision: "bfloat16" is autocast; weights and optimiser stay float32.
         batch_size: Images.
         size_hw: (height, width) of each in pixels.
+        cast_once: Weights and images are brought to the precision beforehand, instead of by autocast.
     """
 
     mode: Mode
     precision: Precision
     batch_size: int
     size_hw: SizeHW
+    cast_once: bool = False
 
     @property
     def title(self) -> str:
         """The row in words."""
         images = "1 image" if self.batch_size == 1 else f"{self.batch_size} images"
-        return f"{self.mode}, {self.precision}, {images} of {self.size_hw[0]} x {self.size_hw[1]}"
+        precision = f"{self.precision} weights" if self.cast_once else self.precision
+        return f"{self.mode}, {precision}, {images} of {self.size_hw[0]} x {self.size_hw[1]}"
 
     @property
     def pixels(self) -> int:
@@ -77,6 +80,10 @@ class Batch(ABC):
     @abstractmethod
     def to(self, device: torch.device) -> Self:
         """The same on a device."""
+
+    @abstractmethod
+    def cast(self, dtype: torch.dtype) -> Self:
+        """The same with images of a dtype."""
 
 
 B = TypeVar("B", bound=Batch)
@@ -120,6 +127,12 @@ class Contestant(ABC, Generic[B]):
     @abstractmethod
     def outputs(self, batch: B) -> Outputs:
         """What a compiled contestant is compared by with what it was made of, in the mode and precision of the row."""
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """A contestant with a copy of the model in a dtype."""
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model).to(dtype)
+        return twin
 
     def compile(self) -> None:
         """Let the model be compiled when it is first called, as its users would do it: here by torch, as a whole."""
@@ -195,7 +208,7 @@ class Inference(Generic[B]):
     @torch.no_grad()
     def forward(self) -> object:
         """The same in a mode in which operations can be counted."""
-        with autocast(self._device_type, self._row.precision):
+        with autocast(self._device_type, self._row):
             return self._contestant.predictions(self._batch)
 
     def held_bytes(self) -> int:
@@ -233,7 +246,7 @@ class Training(Generic[B]):
         return self._losses()
 
     def _losses(self) -> Mapping[str, Tensor]:
-        with autocast(self._device_type, self._row.precision):
+        with autocast(self._device_type, self._row):
             return self._contestant.losses(self._batch)
 
     def held_bytes(self) -> int:
@@ -248,9 +261,9 @@ def work_of(contestant: Contestant[B], batch: B, row: Row) -> Inference[B] | Tra
     return Training(contestant, batch, row) if row.trains else Inference(contestant, batch, row)
 
 
-def autocast(device_type: str, precision: str) -> torch.autocast:
-    """The context of a precision."""
-    return torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16")
+def autocast(device_type: str, row: Row) -> torch.autocast:
+    """The context of a row's precision."""
+    return torch.autocast(device_type, torch.bfloat16, enabled=row.precision == "bfloat16" and not row.cast_once)
 
 
 def device_type(model: nn.Module) -> str:

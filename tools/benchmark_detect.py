@@ -61,6 +61,10 @@ class DetectionBatch(Batch):
         )
         return DetectionBatch([image.to(device) for image in self.images], targets, full)
 
+    def cast(self, dtype: torch.dtype) -> DetectionBatch:
+        """The same with images of a dtype."""
+        return DetectionBatch([image.to(dtype) for image in self.images], self.targets, self.full_targets)
+
 
 class Detector(Contestant[DetectionBatch]):
     """What ours and torchvision's have in common."""

@@ -167,6 +167,8 @@ def chosen_rows(defaults: Sequence[Row], arguments: argparse.Namespace) -> list[
         "precision": arguments.precision,
     }
     changes: Any = {name: value for name, value in given.items() if value is not None}
+    if arguments.precision == "float32":
+        changes["cast_once"] = False  # that is what weights and images are
     return list(dict.fromkeys(replace(row, **changes) for row in defaults))
 
 
@@ -260,6 +262,9 @@ def measure_row(contest: Contest[Any], row: Row, peers: Sequence[str], settings:
     agreements = {
         name: agreements_of(contest.references(name, own), other, row, batch.first()) for name, other in others.items()
     }
+    if row.cast_once:
+        dtype = getattr(torch, row.precision)
+        contestants, batch = [contestant.cast(dtype) for contestant in contestants], batch.cast(dtype)
     if settings.compile:
         torch.compiler.reset()  # what was compiled for other rows counts against a limit
         twins = [contestant.compiled() for contestant in contestants]
@@ -305,7 +310,7 @@ def step_flops(own: Contestant[Any], batch: Batch, row: Row) -> int:
         batch: Likewise.
         row: What is done with it.
     """
-    work = work_of(own, batch.first(), replace(row, precision="float32"))
+    work = work_of(own, batch.first(), replace(row, precision="float32", cast_once=False))
     return matrix_flops(work.forward) * row.batch_size * (_BACKWARD_SHARE if row.trains else 1)
 
 
@@ -332,7 +337,10 @@ def agreements_of(
             ours = own.results(batch, row.trains)
             found.append(agreement(results, ours, name, "float32", other.results_tolerance))
     if row.precision != "float32":
-        with autocast(device_type(own.model), row.precision):
+        if row.cast_once:
+            dtype = getattr(torch, row.precision)
+            own, other, batch = own.cast(dtype), other.cast(dtype), batch.cast(dtype)
+        with autocast(device_type(own.model), row):
             tolerance = MAP_TOLERANCE[row.precision]
             found.append(agreement(other.maps(batch), own.maps(batch), name, row.precision, tolerance))
     return found
@@ -349,7 +357,7 @@ def compiled_agreement(twin: Contestant[B], made_of: Contestant[B], row: Row, ba
     """
     for contestant in (twin, made_of):
         contestant.model.train(row.trains)
-    with torch.inference_mode(not row.trains), autocast(device_type(twin.model), row.precision):
+    with torch.inference_mode(not row.trains), autocast(device_type(twin.model), row):
         theirs, ours = (contestant.outputs(batch) for contestant in (twin, made_of))
     return agreement(theirs, ours, made_of.name, row.precision, MAP_TOLERANCE[row.precision])
 

@@ -51,6 +51,10 @@ class SegmentationBatch(Batch):
         """The same on a device."""
         return SegmentationBatch(self.images.to(device), self.labels.to(device))
 
+    def cast(self, dtype: torch.dtype) -> SegmentationBatch:
+        """The same with images of a dtype."""
+        return SegmentationBatch(self.images.to(dtype), self.labels)
+
 
 class Segmenter(Contestant[SegmentationBatch]):
     """What all have in common."""
