@@ -30,7 +30,7 @@ def compile(model: M, max_sizes: int = 8, **options: Any) -> M:  # noqa: ANN401 
     Args:
         model: A backbone, a classifier, a UPerNet or a detector.
         max_sizes: For how many kinds of input each part is compiled: their sizes and dtypes, training or evaluation.
-        options: Of `torch.compile`, such as `mode="max-autotune"`.
+        options: Of `torch.compile`, such as `mode="reduce-overhead"`, which replays CUDA graphs.
 
     Returns:
         The model.

@@ -106,7 +106,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+EXHAUSTIVE = {"window of 12", "window of 16", "window of 24"}  # seconds each in the interpreter
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in EXHAUSTIVE)) for name, case in CASES.items()],
+)
 def test_fused_window_attention_equals_attention_by_windows(case, device):
     size_hw, window_size, num_heads, head_dim, shift_hw, pad_first, cosine, batch = case
     tensors = random_tensors(size_hw, window_size, num_heads, head_dim, cosine, batch)
@@ -152,7 +158,7 @@ def test_infinite_mask_closes_regions(size_hw, window_size, device):
         (torch.bfloat16, (9, 6), 7, 1, 16, False),
         (torch.bfloat16, (7, 11), 9, 1, 16, False),
         (torch.bfloat16, (6, 4), 7, 6, 8, True),  # many heads, for chance decides what error one number has
-        (torch.bfloat16, (8, 5), 9, 6, 8, True),
+        pytest.param(torch.bfloat16, (8, 5), 9, 6, 8, True, marks=pytest.mark.slow),
         (torch.float16, (6, 4), 7, 6, 8, True),
         (torch.float16, (7, 5), 9, 1, 16, False),
     ],
@@ -272,7 +278,7 @@ def test_second_derivatives_are_refused(device):
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
 )  # of opcheck itself
-@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("cosine", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_operator_keeps_the_rules_of_torch(cosine, device):
     leaves = [
         None if t is None else t.to(device).requires_grad_() for t in random_tensors((2, 4), 3, 2, 8, cosine, batch=2)
