@@ -16,6 +16,7 @@ from swin_dense.tools.benchmark_scaling import (
     Sweep,
     measure_sweep,
     scaling_sweeps,
+    shared_exponents,
     times_within,
 )
 from swin_dense.tools.benchmark_segment import SegmentationContest
@@ -73,6 +74,22 @@ def test_exponent_of_a_sweep_is_that_of_its_times(works):
     assert [point["pixels"] for point in figures["points"].values()] == [32**2, 48**2, 64**2]
     assert own_of(figures, "peak_bytes") == [7] * 3 and own_of(figures, "left_out") == [None] * 3
     assert measure_sweep(sweep_of(32, 64, of_pixels=False), [], 2, 1e9, CPU, clock)["exponents"] == {}
+
+
+def test_exponents_are_fitted_to_the_points_that_all_have_in_common():
+    def point(pixels, **times_s):
+        contestants = {name: {"time_s": time_s and {"median": time_s}} for name, time_s in times_s.items()}
+        return {"pixels": pixels, "contestants": contestants}
+
+    points = [
+        point(1, ours=1.0, slower=2.0, once=None),
+        point(4, ours=2.0, slower=8.0, once=3.0),
+        point(16, ours=64.0, slower=None, once=None),
+    ]
+    names = ["ours", "slower", "once"]
+    assert shared_exponents(points, names) == {"ours": pytest.approx(0.5), "slower": pytest.approx(1.0), "once": None}
+    assert shared_exponents(points, ["ours"])["ours"] == pytest.approx(1.5)
+    assert shared_exponents(points[1:], ["slower", "once"]) == {"slower": None, "once": None}
 
 
 def test_peers_take_part_at_every_point_with_their_own_exponent(works):

@@ -30,7 +30,7 @@ _METHOD = (
     "outputs differ by more than is allowed has no ratio. Differences are relative, in the L2 norm.",
     "Compiled means `swin_dense.compile` for ours and `torch.compile` for the others, for the sizes of the table.",
     "Tables of scaling hold medians; there, outputs are not compared again. What would need more than the limit of the "
-    "command for a single step is left out.",
+    "command for a single step is left out. Exponents are fitted to the points that all have in common.",
     "The floor is the time that the matrix products and convolutions of the published network need alone, three times "
     "those of the forward pass in training, at the rate of one large product, which takes part in every round; a share "
     "of it is that time over the one measured, and above 100% where fewer are computed.",

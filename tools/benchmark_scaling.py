@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,8 +107,8 @@ def measure_sweep(
 
     Returns:
         {"title", "points": by name {"pixels", "contestants": by name {"time_s", "peak_bytes", "left_out"}},
-        "exponents": by contestant}: "time_s" and "peak_bytes" are None where "left_out" says why; an exponent of time
-        against pixels is None where none fits, and there is none where pixels are not what differs.
+        "exponents": by contestant}: "time_s" and "peak_bytes" are None where "left_out" says why; exponents of time
+        against pixels are those of `shared_exponents`, and there are none where pixels are not what differs.
     """
     names = [OURS, *peers]
     points: dict[str, dict[str, Any]] = {}
@@ -126,7 +126,7 @@ def measure_sweep(
         pixels_per_s |= {
             name: pixels / each["time_s"]["median"] for name, each in contestants.items() if each["time_s"] is not None
         }
-    exponents = {name: _exponent(points.values(), name) for name in names} if sweep.of_pixels else {}
+    exponents = shared_exponents(points.values(), names) if sweep.of_pixels else {}
     return {"title": sweep.title, "points": points, "exponents": exponents}
 
 
@@ -171,10 +171,27 @@ def _left_out(why: str) -> dict[str, Any]:
     return {"time_s": None, "peak_bytes": None, "left_out": why}
 
 
-def _exponent(points: Iterable[Mapping[str, Any]], name: str) -> float | None:
-    done = [point for point in points if point["contestants"][name]["time_s"] is not None]
-    times_s = [point["contestants"][name]["time_s"]["median"] for point in done]
-    return fitted_exponent([point["pixels"] for point in done], times_s)
+def shared_exponents(points: Collection[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float | None]:
+    """The exponent of each contestant, fitted to the points that all have in common, so that they compare.
+
+    Args:
+        points: As in `measure_sweep`.
+        names: Of the contestants. One with fewer than two points has no exponent and leaves the others theirs.
+    """
+    times_s = {
+        name: {
+            point["pixels"]: point["contestants"][name]["time_s"]["median"]
+            for point in points
+            if point["contestants"][name]["time_s"] is not None
+        }
+        for name in names
+    }
+    comparable = [set(of_pixels) for of_pixels in times_s.values() if len(of_pixels) > 1]
+    shared = sorted(set.intersection(*comparable)) if comparable else []
+    return {
+        name: fitted_exponent(shared, [of_pixels[pixels] for pixels in shared]) if len(of_pixels) > 1 else None
+        for name, of_pixels in times_s.items()
+    }
 
 
 def times_within(
