@@ -55,8 +55,7 @@ class MaxIoUMatcher:
         num_objects, num_boxes = objects.shape[-2], boxes.shape[-2]
         if not num_objects or not num_boxes:
             return boxes.new_full((*shape, num_boxes), NEGATIVE, dtype=torch.int64)
-        step = max(1, PAIRS_AT_ONCE.get(boxes.device.type, 2**26) // (num_boxes * shape.numel()))
-        return self.match(_overlaps(some, boxes, is_candidate) for some in objects.split(step, dim=-2))
+        return self.match(_overlaps(some, boxes, is_candidate) for some in _parts(objects, num_boxes * shape.numel()))
 
     def match(self, parts: Iterable[Tensor]) -> Tensor:
         """The same from the IoU of all objects with all boxes: one or more (…, g, N), together (…, G, N).
@@ -79,6 +78,11 @@ class MaxIoUMatcher:
         missed = torch.where(best_iou < self.negative_iou, NEGATIVE, BETWEEN)
         matches = torch.where(best_iou >= self.positive_iou, best_object, missed)
         return torch.where(claimed_by >= 0, claimed_by, matches)
+
+
+def _parts(objects: Tensor, num_boxes: int) -> tuple[Tensor, ...]:
+    """Objects (…, G, 4), so many at once as PAIRS_AT_ONCE allows with the boxes of all images."""
+    return objects.split(max(1, PAIRS_AT_ONCE.get(objects.device.type, 2**26) // max(1, num_boxes)), dim=-2)
 
 
 def _overlaps(objects: Tensor, boxes: Tensor, is_candidate: Tensor | None) -> Tensor:
@@ -123,7 +127,7 @@ def without_ignored(labels: Tensor, boxes: Tensor, regions: Tensor, overlap: flo
     if overlap is None or not regions.shape[-2]:
         return labels
     most = torch.zeros_like(labels, dtype=boxes.dtype)
-    for some in regions.split(max(1, PAIRS_AT_ONCE.get(boxes.device.type, 2**26) // max(1, labels.numel())), dim=-2):
+    for some in _parts(regions, labels.numel()):
         most = torch.maximum(most, _shared_area(some, boxes).amax(dim=-2))
     lies_inside = (most > 0) & (most >= overlap * _area(boxes))
     return torch.where((labels == 0) & lies_inside, -1, labels)
