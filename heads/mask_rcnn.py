@@ -28,9 +28,10 @@ from swin_dense.heads.backbones import Normalize, as_backbone
 from swin_dense.heads.detector_settings import COCO_IGNORE_OVERLAP, DetectorSettings
 from swin_dense.heads.fpn import FPN
 from swin_dense.heads.mask_pasting import paste_masks
-from swin_dense.heads.roi_heads import published_roi_heads, torchvision_roi_heads
+from swin_dense.heads.roi_heads import published_roi_heads
 from swin_dense.heads.rpn import SteppedProposalNetwork, published_rpn, torchvision_rpn_defaults
 from swin_dense.heads.targets import Target, TrainingTarget, check_target, training_target
+from swin_dense.heads.torchvision_roi_heads import torchvision_roi_heads
 from swin_dense.swin import SwinTransformer
 from swin_dense.training.loss_terms import LossTerm, means
 from swin_dense.training.random_state import repeated_random_state

@@ -1,6 +1,7 @@
 """The box head and the mask head of Mask R-CNN: torchvision's modules, with the published models' details.
 
-Mask R-CNN (He et al., 2017), https://arxiv.org/abs/1703.06870. Class index 0 is background in here and nowhere else.
+Mask R-CNN (He et al., 2017), https://arxiv.org/abs/1703.06870. Class index 0 is background in here, and
+in the other files of RoI heads, and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
-from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.models.detection.roi_heads import maskrcnn_inference
 
 from swin_dense.features import FeatureSpec
 from swin_dense.heads.box_batches import beside, clip_boxes, counts_are_known
@@ -369,7 +368,7 @@ def published_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: Dete
         feature_specs: The levels to pool from; boxes change level at sizes in proportion to the anchors'.
         settings: All numbers.
     """
-    modules = _head_modules(settings)
+    modules = head_modules(settings)
     initialise_box_layers((modules["box_head"].fc6, modules["box_head"].fc7), modules["box_predictor"])
     clear_background(modules["box_predictor"], modules["mask_predictor"])
     return RoIHeads(
@@ -384,87 +383,6 @@ def published_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: Dete
         ),
         box_coder=BoxCoder.from_stds(BOX_STDS),
         select=DetectionSelector(settings.score_threshold, NMS_IOU, settings.max_detections),
-    )
-
-
-class FullPrecisionRoIAlign(MultiScaleRoIAlign):
-    """torchvision's pooling, of levels in float32 at least."""
-
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """As torchvision's."""
-        return super().forward({name: at_least_float32(level) for name, level in x.items()}, boxes, image_shapes)
-
-
-class FullMaskRoIHeads(OneStageHeads, TorchvisionRoIHeads):
-    """torchvision's heads, which want masks of the image's size in training."""
-
-    @property
-    def select(self) -> DetectionSelector:
-        """The numbers of its own selection, which besides drops boxes under 0.01 pixels."""
-        return DetectionSelector(self.score_thresh, self.nms_thresh, self.detections_per_img)
-
-    def forward(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-        targets: Targets | None = None,
-    ) -> tuple[Detections, dict[str, LossTerm]]:
-        """Arguments and results as those of `RoIHeads`."""
-        if not self.training:
-            return super().forward(features, proposals, image_shapes)
-        assert targets is not None
-        return [], self.losses(features, proposals, image_shapes, targets)
-
-    def losses(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-        targets: Targets,
-    ) -> dict[str, LossTerm]:
-        """As `RoIHeads.losses`."""
-        full = [{**target, "masks": target["masks"].full()} for target in targets]
-        boxes, matched, labels, offsets = self.select_training_samples(proposals, full)
-        class_logits, deltas = self._classify(features, boxes, image_shapes)
-        class_loss, box_loss = fastrcnn_loss(class_logits, deltas, labels, offsets)
-        rows = [(image_labels > 0).nonzero().squeeze(1) for image_labels in labels]
-        objects = [image_boxes[image_rows] for image_boxes, image_rows in zip(boxes, rows, strict=True)]
-        mask_loss = maskrcnn_loss(
-            self._mask_logits(features, objects, image_shapes),
-            objects,
-            [target["masks"] for target in full],
-            [target["labels"] for target in full],
-            [image_matched[image_rows] for image_matched, image_rows in zip(matched, rows, strict=True)],
-        )
-        num_samples = sum(map(len, labels))
-        return {
-            "loss_classifier": LossTerm(class_loss, num_samples),
-            "loss_box_reg": LossTerm(box_loss, num_samples),
-            "loss_mask": LossTerm(mask_loss, sum(map(len, rows))),
-        }
-
-
-def torchvision_roi_heads(feature_specs: Mapping[str, FeatureSpec], settings: DetectorSettings) -> FullMaskRoIHeads:
-    """The heads as torchvision builds them for its own Mask R-CNN.
-
-    Args:
-        feature_specs: The levels to pool from; boxes change level at torchvision's own sizes, whatever the anchors'.
-        settings: All numbers.
-    """
-    names = list(feature_specs)
-    return FullMaskRoIHeads(
-        box_roi_pool=FullPrecisionRoIAlign(names, output_size=BOX_SIDE, sampling_ratio=2),
-        mask_roi_pool=FullPrecisionRoIAlign(names, output_size=MASK_SIDE, sampling_ratio=2),
-        **_head_modules(settings),
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        batch_size_per_image=settings.samples_per_image,
-        positive_fraction=POSITIVE_FRACTION,
-        bbox_reg_weights=BoxCoder.from_stds(BOX_STDS).weights,
-        score_thresh=settings.score_threshold,
-        nms_thresh=NMS_IOU,
-        detections_per_img=settings.max_detections,
     )
 
 
@@ -499,7 +417,8 @@ def clear_background(box_predictor: BoxPredictor, mask_predictor: MaskPredictor)
         mask_predictor.mask_fcn_logits.bias[0] = 0
 
 
-def _head_modules(settings: DetectorSettings) -> dict[str, Any]:
+def head_modules(settings: DetectorSettings) -> dict[str, Any]:
+    """The modules of both heads, by the names of their attributes; as torchvision initialises them."""
     mask_head, mask_predictor = mask_modules(settings)
     return {
         "box_head": TwoMLPHead(settings.fpn_channels * BOX_SIDE * BOX_SIDE, settings.box_head_channels),

@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.ops import batched_nms, box_iou
 
 from swin_dense.box_masks import BoxMasks
@@ -19,7 +18,6 @@ from swin_dense.heads.roi_heads import (
     DetectionSelector,
     MaskPredictor,
     published_roi_heads,
-    torchvision_roi_heads,
 )
 from swin_dense.training.loss_terms import means
 
@@ -249,20 +247,6 @@ def test_initialisation_is_the_published_one():
     bound = math.sqrt(6 / (16 * 49 + 64))
     assert float(heads.box_head.fc6.weight.detach().abs().max()) == pytest.approx(bound, rel=0.01)
     assert not heads.box_head.fc7.bias.any() and not heads.box_predictor.cls_score.bias.any()
-
-
-def test_torchvision_style_is_what_torchvision_builds():
-    heads = heads_of(torchvision_roi_heads)
-    assert isinstance(heads, TorchvisionRoIHeads)
-    assert [pool.sampling_ratio for pool in (heads.box_roi_pool, heads.mask_roi_pool)] == [2, 2]
-    assert heads.box_coder.weights == (10.0, 10.0, 5.0, 5.0)
-    assert not heads.proposal_matcher.allow_low_quality_matches
-
-
-def test_both_styles_have_the_same_parameters():
-    one, other = heads_of(), heads_of(torchvision_roi_heads)
-    shapes = [{name: value.shape for name, value in heads.state_dict().items()} for heads in (one, other)]
-    assert shapes[0] == shapes[1]
 
 
 def test_suppression_works_within_a_class():
