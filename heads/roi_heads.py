@@ -1,7 +1,7 @@
 """The box head and the mask head of Mask R-CNN: torchvision's modules, with the published models' details.
 
-Mask R-CNN (He et al., 2017), https://arxiv.org/abs/1703.06870. Class index 0 is background in here, and
-in the other files of RoI heads, and nowhere else.
+Mask R-CNN (He et al., 2017), https://arxiv.org/abs/1703.06870. Class index 0 is background in here
+and in the other files of RoI heads, and nowhere else.
 """
 
 from __future__ import annotations
