@@ -5,6 +5,7 @@ Swin: https://arxiv.org/abs/2103.14030. Swin V2: https://arxiv.org/abs/2111.0988
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -37,8 +38,9 @@ class MLP(nn.Module):
         plain = is_plain(self.fc1) and is_plain(self.fc2)  # hooks see whole maps
         if x.device.type != "cpu" or torch.is_grad_enabled() or not plain:
             return self._transform(x)
-        cells = x.reshape(-1, x.shape[-1]).split(max(1, _HIDDEN_AT_ONCE // self.fc1.out_features))
-        return torch.cat([self._transform(some) for some in cells]).view(x.shape)
+        cells = x.reshape(-1, x.shape[-1])
+        runs = max(1, math.ceil(len(cells) * self.fc1.out_features / _HIDDEN_AT_ONCE))
+        return torch.cat([self._transform(some) for some in cells.tensor_split(runs)]).view(x.shape)
 
     def _transform(self, x: Tensor) -> Tensor:
         return apply_linear(self.fc2, apply_linear(self.fc1, x, gelu=True))
