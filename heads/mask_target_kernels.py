@@ -15,9 +15,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Triton's interpreter needs no device.
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
 
 @triton.jit
 def _bins(first, last, SIZE: tl.constexpr):

@@ -20,8 +20,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # on a CPU
-
 
 @triton.jit
 def _quotient(dividend, divisor):

@@ -115,7 +115,8 @@ def _window_attention(
     if out.numel() > 0:
         launcher = _launcher(qkv, padding, bias, logit_scale, window_size, (shift_y, shift_x), pad_first, mask_value)
         runs = launcher.num_runs(launcher.num_tiles, _FORWARD_PROGRAMS)
-        launcher.launch("forward_kernel", launcher.num_tiles, runs, out=out, log_sums=log_sums)
+        kernel = launcher.kernels("window_attention_kernels").forward_kernel
+        launcher.launch(kernel, launcher.num_tiles, runs, out=out, log_sums=log_sums)
     return out, log_sums
 
 
@@ -228,9 +229,8 @@ _window_attention.register_autograd(_backward, setup_context=_save_for_backward)
 
 @dataclass(frozen=True)
 class _Launcher:
-    """Kernels and the arguments they share. Grids are (heads, tiles, runs of windows)."""
+    """The arguments that kernels share. Grids are (heads, tiles, runs of windows)."""
 
-    kernels: ModuleType
     arguments: dict[str, Any]
     num_heads: int
     num_tiles: int
@@ -259,10 +259,13 @@ class _Launcher:
     def _sums(self, *sizes: int) -> Tensor:
         return torch.empty(sizes, dtype=torch.float32, device=self.arguments["qkv"].device)
 
-    def launch(self, name: str, tiles: int, runs: int, **tensors: Tensor) -> None:
+    def kernels(self, module: str) -> ModuleType:
+        """Those of a module."""
+        return import_kernels(f"swin_dense.{module}", "fused_window_attention", self.arguments["qkv"].device)
+
+    def launch(self, kernel: Any, tiles: int, runs: int, **tensors: Tensor) -> None:  # noqa: ANN401 - Triton's
         """Run a kernel with further tensors, all contiguous."""
         run_length = math.ceil(self.arguments["num_windows"] / runs)
-        kernel = getattr(self.kernels, name)
         with torch.cuda.device_of(self.arguments["qkv"]):
             kernel[(self.num_heads, tiles, runs)](**self.arguments, **tensors, windows_per_program=run_length)
 
@@ -277,7 +280,6 @@ def _launcher(
     pad_first: bool,
     mask_value: float,
 ) -> _Launcher:
-    kernels = import_kernels("swin_dense.window_attention_kernels", "fused_window_attention", qkv.device)
     qkv = qkv if qkv.stride(3) == 1 else qkv.contiguous()
     padding, bias = padding.contiguous(), bias.contiguous()
     batch, height, width, channels = qkv.shape
@@ -311,7 +313,7 @@ def _launcher(
         **_registers_and_memory(qkv.dtype, head_dim),
         "enable_fp_fusion": True,  # multiply-adds; Triton warns where this is left to it
     }
-    return _Launcher(kernels, arguments, num_heads, math.ceil(area / block))
+    return _Launcher(arguments, num_heads, math.ceil(area / block))
 
 
 def _registers_and_memory(dtype: torch.dtype, head_dim: int) -> dict[str, int]:
@@ -330,9 +332,8 @@ def _small_window_gradients(launcher: _Launcher, tensors: dict[str, Tensor]) -> 
     """Launch what fills `qkv_gradient`; returns those of padding, bias and logit_scale, still to be summed."""
     runs = launcher.num_runs(1, _GRADIENT_PROGRAMS)
     parts = launcher.padding_parts(runs), launcher.bias_parts(runs), launcher.scale_parts(runs)
-    launcher.launch(
-        "backward_kernel", 1, runs, **tensors, padding_parts=parts[0], bias_parts=parts[1], scale_parts=parts[2]
-    )
+    kernel = launcher.kernels("window_attention_kernels").backward_kernel
+    launcher.launch(kernel, 1, runs, **tensors, padding_parts=parts[0], bias_parts=parts[1], scale_parts=parts[2])
     return parts
 
 
@@ -340,14 +341,14 @@ def _large_window_gradients(
     launcher: _Launcher, tensors: dict[str, Tensor], out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `_small_window_gradients`; queries, keys with values, and bias have a kernel each."""
-    tiles = launcher.num_tiles
+    kernels, tiles = launcher.kernels("large_window_attention_kernels"), launcher.num_tiles
     tensors["means"] = torch.empty_like(tensors["log_sums"])
     runs = launcher.num_runs(tiles, _GRADIENT_PROGRAMS)
     padding_parts, scale_parts = launcher.padding_parts(runs * tiles), launcher.scale_parts(runs * tiles)
-    launcher.launch("query_gradient_kernel", tiles, runs, **tensors, out=out, scale_parts=scale_parts)
-    launcher.launch("key_value_gradient_kernel", tiles, runs, **tensors, padding_parts=padding_parts)
+    launcher.launch(kernels.query_gradient_kernel, tiles, runs, **tensors, out=out, scale_parts=scale_parts)
+    launcher.launch(kernels.key_value_gradient_kernel, tiles, runs, **tensors, padding_parts=padding_parts)
     runs = launcher.num_runs(tiles * tiles, _GRADIENT_PROGRAMS)
     bias_parts = launcher.bias_parts(runs)
     del tensors["qkv_gradient"]
-    launcher.launch("bias_gradient_kernel", tiles * tiles, runs, **tensors, bias_parts=bias_parts)
+    launcher.launch(kernels.bias_gradient_kernel, tiles * tiles, runs, **tensors, bias_parts=bias_parts)
     return padding_parts, bias_parts, scale_parts

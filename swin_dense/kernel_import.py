@@ -14,7 +14,7 @@ def import_kernels(module: str, operator: str, device: torch.device) -> ModuleTy
     """The module of an operator's kernels.
 
     Args:
-        module: Its name; it says by INTERPRETED whether its kernels run in Triton's interpreter.
+        module: Its name.
         operator: Who asks, for messages.
         device: Where the tensors are.
 
@@ -22,10 +22,12 @@ def import_kernels(module: str, operator: str, device: torch.device) -> ModuleTy
         ConfigError: Triton is missing, or runs on no such device.
     """
     try:
+        from triton import knobs
+
         kernels = importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(f"{operator} needs Triton, which cannot be imported: {error}.") from error
-    if device.type != "cuda" and not kernels.INTERPRETED.value:
+    if device.type != "cuda" and not knobs.runtime.interpret:
         raise ConfigError(
             f"{operator} runs on CUDA devices, got tensors on {device}. "
             "For trials on a CPU set TRITON_INTERPRET=1 before Python starts."

@@ -312,7 +312,7 @@ def run_python() -> Callable[..., Any]:
 
 @pytest.fixture(scope="module", params=["interpreted", pytest.param("compiled", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Where the kernels of a test module's KERNELS run: Triton's interpreter on the CPU, and a GPU if there is one."""
+    """Where the kernels in the modules KERNELS of a test module run: interpreted on the CPU, and on a GPU if any."""
     import importlib
 
     import torch
@@ -326,7 +326,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[Any]:
 
     def reload() -> None:
         """Triton decides at import whether its own functions and ours are compiled or interpreted."""
-        for name in ("triton.language.standard", "triton.language", request.module.KERNELS):
+        for name in ("triton.language.standard", "triton.language", *request.module.KERNELS):
             importlib.reload(importlib.import_module(name))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -12,14 +12,16 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def kernels(monkeypatch):
-    module = SimpleNamespace(INTERPRETED=SimpleNamespace(value=False))
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    module = SimpleNamespace()
     monkeypatch.setitem(sys.modules, "some_kernels", module)
     return module
 
 
-def test_kernels_run_on_gpus_and_where_they_are_interpreted(kernels):
+def test_kernels_run_on_gpus_and_where_they_are_interpreted(kernels, monkeypatch):
     assert import_kernels("some_kernels", "some", GPU) is kernels
-    kernels.INTERPRETED.value = True
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert import_kernels("some_kernels", "some", CPU) is kernels
 
 

@@ -3,7 +3,7 @@ import torch
 
 from swin_dense.heads.grouped_suppression import grouped_nms, kernel_is_right, nms_by_kernel, nms_group_by_group
 
-KERNELS = "swin_dense.heads.suppression_kernels"
+KERNELS = ("swin_dense.heads.suppression_kernels",)
 # numpy, which the interpreter computes with, warns where devices do not.
 pytestmark = [
     pytest.mark.usefixtures("device"),
