@@ -18,7 +18,8 @@ from torch.nn import functional
 from swin_dense.heads.mask_rcnn import MaskRCNN
 from swin_dense.heads.roi_heads import NMS_IOU
 from swin_dense.heads.suppression import HardNMS, SoftNMS, Suppress, keep_all
-from swin_dense.heads.views import SizeHW, View
+from swin_dense.heads.views import View
+from swin_dense.windows import SizeHW
 
 
 class ViewDetector:

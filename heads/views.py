@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import clip_boxes_to_image
 
-SizeHW = tuple[int, int]
+from swin_dense.windows import SizeHW
 
 
 @dataclass(frozen=True)

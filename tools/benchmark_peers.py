@@ -24,11 +24,11 @@ from swin_dense.tools.detector_peers import torchvision_mask_rcnn
 from swin_dense.tools.image_views import Views
 from swin_dense.tools.instance_prediction import InstancePrediction
 from swin_dense.tools.instance_task import InstanceBatch
-from swin_dense.tools.predictors import Predictor, SizeHW
+from swin_dense.tools.predictors import Predictor
 from swin_dense.tools.recipe import InferenceSettings
 from swin_dense.tools.segmenter_peers import smp_upernet
 from swin_dense.tools.semantic_task import SemanticBatch
-from swin_dense.windows import missing_to_multiple
+from swin_dense.windows import SizeHW, missing_to_multiple
 
 VARIANT = "swin_t"
 """The backbone that all of them have."""

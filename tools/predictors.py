@@ -43,8 +43,8 @@ from swin_dense.tools.large_pictures import draw_large_instances, draw_large_sem
 from swin_dense.tools.recipe import InferenceSettings, Recipe, recipe_from
 from swin_dense.tools.tiled_prediction import detect_tiles, label_tiles, tiling_of
 from swin_dense.training.loss_terms import LossTerm
+from swin_dense.windows import SizeHW
 
-SizeHW = tuple[int, int]
 TargetOf = Callable[[int, SizeHW], Any]
 Prediction = TypeVar("Prediction")
 

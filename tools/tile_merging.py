@@ -16,6 +16,7 @@ from swin_dense.datasets.geometry import Crop
 from swin_dense.datasets.segmentations import decode_text_counts
 from swin_dense.datasets.tiles import cut_by_inner_border
 from swin_dense.tools.instance_prediction import InstancePrediction
+from swin_dense.windows import SizeHW
 
 SAME_OBJECT_IOU = 0.5
 """Two masks are of one object from this overlap on, as in the published suppression and in the loosest AP."""
@@ -24,7 +25,6 @@ FRAGMENT_SHARE = 0.5
 CUT_MARGIN = 1 / 32
 """A box ends at a border within this share of the tile's side: about one cell (1 / 28) of a mask as large as it."""
 
-SizeHW = tuple[int, int]
 MaskCode = dict[str, Any]
 
 

@@ -21,8 +21,7 @@ from swin_dense.errors import ConfigError
 from swin_dense.tools.instance_prediction import InstancePrediction
 from swin_dense.tools.recipe import InferenceSettings
 from swin_dense.tools.tile_merging import merge_predictions
-
-SizeHW = tuple[int, int]
+from swin_dense.windows import SizeHW
 
 
 @dataclass(frozen=True)
