@@ -7,23 +7,16 @@ overwritten while they are in the processor's cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swin_dense.gathered_windows import cells_of_windows, gathered
 from swin_dense.window_attention import cosine_factors
-from swin_dense.windows import (
-    ShiftedWindows,
-    SizeHW,
-    missing_to_multiple,
-    shift_and_pad,
-    shift_mask,
-    window_partition,
-)
+from swin_dense.windows import ShiftedWindows, missing_to_multiple, shift_mask
 
 _LOGITS_AT_ONCE = 2**19  # 2 MB in float32, the second-level cache of two cores
 
@@ -38,8 +31,8 @@ def gathered_window_attention(
         qkv, padding = _with_cosines(qkv, logit_scale), _with_cosines(padding, logit_scale)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, padding, bias)):
         return _GatheredWindowAttention.apply(qkv, padding, bias, scale, windows)
-    with torch.autocast(qkv.device.type, enabled=False):
-        return _attend(qkv, padding, bias, scale, windows)
+    attend = _attend_operator if torch.compiler.is_compiling() else _attend
+    return attend(qkv, padding, bias, scale, *windows)
 
 
 def _with_cosines(qkv: Tensor, logit_scale: Tensor) -> Tensor:
@@ -58,27 +51,119 @@ class _GatheredWindowAttention(torch.autograd.Function):
         scale: float,
         windows: ShiftedWindows,
     ) -> Tensor:
-        batch, height, width, _ = qkv.shape
-        num_heads, area = bias.shape[:2]
-        num_windows = cells_of_windows((height, width), windows, 3, num_heads).to_windows.shape[1]
-        parts = qkv.new_empty(batch, 3, num_windows, num_heads, area, qkv.shape[3] // (3 * num_heads))
-        probabilities = qkv.new_empty(batch, num_windows, num_heads, area, area)
+        ctx.scale, ctx.windows, ctx.bias_dtype = scale, windows, bias.dtype
+        attend = _attend_and_keep_operator if torch.compiler.is_compiling() else _attend_and_keep
+        out, parts, probabilities = attend(qkv, padding, bias, scale, *windows)
         ctx.save_for_backward(parts, probabilities)
-        ctx.scale, ctx.windows, ctx.size_hw, ctx.bias_dtype = scale, windows, (height, width), bias.dtype
-        with torch.autocast(qkv.device.type, enabled=False):
-            return _attend(qkv, padding, bias, scale, windows, parts, probabilities)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # noqa: ANN401
+        attend_backward = _attend_backward_operator if torch.compiler.is_compiling() else _attend_backward
         parts, probabilities = ctx.saved_tensors
-        with torch.autocast(gradient.device.type, enabled=False):
-            gradients = _attend_backward(gradient, parts, probabilities, ctx.scale, ctx.windows, ctx.size_hw)
-        qkv_gradient, padding_gradient, bias_gradient = gradients
-        return qkv_gradient, padding_gradient, bias_gradient.to(ctx.bias_dtype), None, None
+        gradients = attend_backward(gradient, parts, probabilities, ctx.scale, *ctx.windows)
+        return gradients[0], gradients[1], gradients[2].to(ctx.bias_dtype), None, None
 
 
 def _attend(
+    qkv: Tensor,
+    padding: Tensor,
+    bias: Tensor,
+    scale: float,
+    window_size: int,
+    shift_hw: Sequence[int],
+    pad_first: bool,
+    mask_value: float,
+) -> Tensor:
+    """The attended map (B, H, W, C)."""
+    windows = _as_windows(window_size, shift_hw, pad_first, mask_value)
+    with torch.autocast(qkv.device.type, enabled=False):
+        return _attended(qkv, padding, bias, scale, windows)
+
+
+def _attend_and_keep(
+    qkv: Tensor,
+    padding: Tensor,
+    bias: Tensor,
+    scale: float,
+    window_size: int,
+    shift_hw: Sequence[int],
+    pad_first: bool,
+    mask_value: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with what its gradient needs, `_kept`."""
+    windows = _as_windows(window_size, shift_hw, pad_first, mask_value)
+    parts, probabilities = _kept(qkv, bias, window_size)
+    with torch.autocast(qkv.device.type, enabled=False):
+        return _attended(qkv, padding, bias, scale, windows, parts, probabilities), parts, probabilities
+
+
+def _attend_backward(
+    gradient: Tensor,
+    parts: Tensor,
+    probabilities: Tensor,
+    scale: float,
+    window_size: int,
+    shift_hw: Sequence[int],
+    pad_first: bool,
+    mask_value: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the map (B, H, W, 3 C), of a padded cell (3 C,) and of the bias (num_heads, M M, M M)."""
+    windows = _as_windows(window_size, shift_hw, pad_first, mask_value)
+    with torch.autocast(gradient.device.type, enabled=False):
+        return _gradients(gradient, parts, probabilities, scale, windows)
+
+
+def _as_windows(window_size: int, shift_hw: Sequence[int], pad_first: bool, mask_value: float) -> ShiftedWindows:
+    return ShiftedWindows(window_size, (shift_hw[0], shift_hw[1]), pad_first, mask_value)
+
+
+def _kept(qkv: Tensor, bias: Tensor, window_size: int) -> tuple[Tensor, Tensor]:
+    """Queries, keys and values (B, 3, n, num_heads, M M, d), and probabilities (B, n, num_heads, M M, M M), empty."""
+    batch, height, width, channels = qkv.shape
+    num_heads, area = bias.shape[:2]
+    num_windows = _times(height, window_size) * _times(width, window_size)
+    return (
+        qkv.new_empty(batch, 3, num_windows, num_heads, area, channels // (3 * num_heads)),
+        qkv.new_empty(batch, num_windows, num_heads, area, area),
+    )
+
+
+def _times(side: int, window_size: int) -> int:
+    return (side + window_size - 1) // window_size
+
+
+# A compiler would look into the loops over windows and unroll them, so it gets operators.
+_attend_operator = torch.library.custom_op("swin_dense::gathered_window_attention", _attend, mutates_args=())
+_attend_and_keep_operator = torch.library.custom_op(
+    "swin_dense::gathered_window_attention_and_kept", _attend_and_keep, mutates_args=()
+)
+_attend_backward_operator = torch.library.custom_op(
+    "swin_dense::gathered_window_attention_backward", _attend_backward, mutates_args=()
+)
+
+
+@_attend_operator.register_fake
+def _(qkv: Tensor, padding: Tensor, bias: Tensor, *numbers: object) -> Tensor:
+    return qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+
+
+@_attend_and_keep_operator.register_fake
+def _(
+    qkv: Tensor, padding: Tensor, bias: Tensor, scale: float, window_size: int, *numbers: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    return qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3), *_kept(qkv, bias, window_size)
+
+
+@_attend_backward_operator.register_fake
+def _(gradient: Tensor, parts: Tensor, probabilities: Tensor, *numbers: object) -> tuple[Tensor, Tensor, Tensor]:
+    channels = 3 * gradient.shape[3]
+    bias_gradient = gradient.new_empty(probabilities.shape[2:], dtype=torch.promote_types(parts.dtype, torch.float32))
+    return gradient.new_empty(*gradient.shape[:3], channels), gradient.new_empty(channels), bias_gradient
+
+
+def _attended(
     qkv: Tensor,
     padding: Tensor,
     bias: Tensor,
@@ -87,10 +172,7 @@ def _attend(
     parts: Tensor | None = None,
     probabilities: Tensor | None = None,
 ) -> Tensor:
-    """The attended map (B, H, W, C).
-
-    Where given, `parts` (B, 3, n, num_heads, M M, d) and `probabilities` (B, n, num_heads, M M, M M) are filled.
-    """
+    """As `_attend`; what is kept is filled where it is given."""
     batch, height, width, channels = qkv.shape
     num_heads, area = bias.shape[:2]
     width_of_head = channels // (3 * num_heads)
@@ -105,7 +187,7 @@ def _attend(
     for image in range(batch):
         rows = qkv[image].reshape(-1, width_of_head)
         for some in _runs(num_windows, num_heads * area**2):
-            query, key, value = _gathered(rows, padding, inward, some, None if parts is None else parts[image, :, some])
+            query, key, value = gathered(rows, padding, inward, some, None if parts is None else parts[image, :, some])
             logits = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).unflatten(0, (-1, num_heads))
             logits = logits.to(accurate)  # first: sums of two dtypes take twenty times as long
             torch.add(bias, logits, alpha=scale, out=logits)
@@ -121,10 +203,10 @@ def _attend(
     return out
 
 
-def _attend_backward(
-    gradient: Tensor, parts: Tensor, probabilities: Tensor, scale: float, windows: ShiftedWindows, size_hw: SizeHW
+def _gradients(
+    gradient: Tensor, parts: Tensor, probabilities: Tensor, scale: float, windows: ShiftedWindows
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the map (B, H, W, 3 C), of a padded cell (3 C,) and of the bias (num_heads, M M, M M)."""
+    size_hw = (gradient.shape[1], gradient.shape[2])
     batch, _, num_windows, num_heads, area, width_of_head = parts.shape
     inward = cells_of_windows(size_hw, windows, 3, num_heads)
     outward = cells_of_windows(size_hw, windows, 1, num_heads)
@@ -139,7 +221,7 @@ def _attend_backward(
         for some in _runs(num_windows, num_heads * area**2):
             query, key, value = (part.flatten(0, 1) for part in parts[image, :, some])
             weights = probabilities[image, some].flatten(0, 1)
-            (out_gradient,) = (part.flatten(0, 1) for part in _gathered(rows, nothing, outward, some))
+            (out_gradient,) = (part.flatten(0, 1) for part in gathered(rows, nothing, outward, some))
             query_gradient, key_gradient, value_gradient = (part.flatten(0, 1) for part in in_windows[:, some])
             torch.bmm(weights.transpose(1, 2), out_gradient, out=value_gradient)
             weights_gradient = torch.bmm(out_gradient, value.transpose(1, 2))
@@ -158,67 +240,6 @@ def _attend_backward(
         )
         padding_gradient += in_windows[:, inward.padded_windows, :, inward.padded_positions].sum(dim=0, dtype=accurate)
     return qkv_gradient, padding_gradient.flatten().to(gradient.dtype), bias_gradient
-
-
-class Cells(NamedTuple):
-    """Where the rows of heads lie in a map, and where in its windows. A row is what one head holds of one cell.
-
-    Attributes:
-        to_windows: (P, n, num_heads, M M) rows of a map (H W, P, num_heads); any row for a padded cell.
-        to_map: (H W, P, num_heads) rows of the windows (P, n, num_heads, M M).
-        padded_windows: (N,) the window of each padded cell, in order.
-        padded_positions: (N,) where in its window it lies.
-        padded_before: How many padded cells lie before each of the n windows, and N.
-    """
-
-    to_windows: Tensor
-    to_map: Tensor
-    padded_windows: Tensor
-    padded_positions: Tensor
-    padded_before: list[int]
-
-
-@lru_cache(maxsize=64)  # both kinds of blocks, inwards and outwards, in all stages of a few image sizes
-def cells_of_windows(size_hw: SizeHW, windows: ShiftedWindows, num_parts: int, num_heads: int) -> Cells:
-    """The rows of each window's cells.
-
-    Args:
-        size_hw: (H, W) of the map.
-        windows: How it is cut.
-        num_parts: P: 3 for queries, keys and values, 1 for what is attended.
-        num_heads: Of each part.
-    """
-    with torch.inference_mode(False):  # indices first made for inference must serve training too
-        num_cells = size_hw[0] * size_hw[1]
-        cells = torch.arange(num_cells).view(1, *size_hw, 1)
-        cells = window_partition(shift_and_pad(cells, torch.tensor([num_cells]), windows), windows.window_size)
-        cells = cells[0, :, :, 0]
-        inside = cells < num_cells
-        part, head = torch.arange(num_parts)[:, None], torch.arange(num_heads)
-        in_map = torch.where(inside, cells, 0)[:, None, :] * num_parts + part[:, None, None]
-        to_windows = in_map * num_heads + head[:, None]
-        window_of, position_of = torch.empty(2, num_cells, 1, 1, dtype=torch.long)
-        window_of[cells[inside]], position_of[cells[inside]] = (
-            index[:, None, None] for index in inside.nonzero().unbind(1)
-        )
-        to_map = ((part * len(cells) + window_of) * num_heads + head) * cells.shape[1] + position_of
-        padded_windows, padded_positions = (~inside).nonzero().unbind(1)
-        padded_before = torch.cat((torch.zeros(1, dtype=torch.long), (~inside).sum(dim=1).cumsum(0))).tolist()
-        return Cells(to_windows, to_map, padded_windows, padded_positions, padded_before)
-
-
-def _gathered(rows: Tensor, padding: Tensor, cells: Cells, some: slice, out: Tensor | None = None) -> Tensor:
-    """Rows of a map as the windows `some` see them, (P, windows, num_heads, M M, d)."""
-    indices = cells.to_windows[:, some]
-    if out is None:
-        out = rows.new_empty(*indices.shape, rows.shape[1])
-    for part, index in zip(out, indices, strict=True):
-        torch.index_select(rows, 0, index.flatten(), out=part.view(-1, rows.shape[1]))
-    padded = slice(cells.padded_before[some.start], cells.padded_before[some.stop])
-    if padded.start < padded.stop:
-        held = padding.view(out.shape[0], out.shape[2], out.shape[4])
-        out[:, cells.padded_windows[padded] - some.start, :, cells.padded_positions[padded]] = held
-    return out
 
 
 def _runs(num_windows: int, logits_per_window: int) -> Iterator[slice]:

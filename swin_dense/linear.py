@@ -6,7 +6,7 @@ which takes a tenth longer on processors of AMD.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeGuard
 
 import torch
@@ -55,8 +55,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a layer is `torch.nn.Linear` and calling it does nothing more; for a compiler none is."""
-    if torch.compiler.is_compiling() or type(layer) is not nn.Linear:
+    """Whether a layer is `torch.nn.Linear` and calling it does nothing more."""
+    if type(layer) is not nn.Linear:
         return False
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
     own_call = layer._compiled_call_impl is not None or "forward" in vars(layer)
@@ -64,9 +64,7 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def _suit_onednn(tensors: tuple[Tensor, ...]) -> bool:
-    if torch.compiler.is_compiling() or operations_are_watched():
-        return False
-    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+    if operations_are_watched() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
         return False
     x, weight = tensors[:2]
     # Quantised weights and the like are tensors of other types, and multiply in their own way.
@@ -90,16 +88,22 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)
+        multiply = partial(_product, gelu=False) if torch.compiler.is_compiling() else linear  # compiled, only once
         return (
-            linear(gradient, weight.t(), None) if wants_x else None,
+            multiply(gradient, weight.t(), None) if wants_x else None,
             rows.t() @ x.flatten(0, -2) if wants_weight else None,  # oneDNN's is no faster
             rows.sum(dim=0) if wants_bias and ctx.has_bias else None,
         )
 
 
-@cache
+@torch.compiler.assume_constant_result
 def onednn_is_right(dtype: torch.dtype) -> bool:
     """Whether torch has oneDNN's product here, fast in this dtype and right on a small example. Tried once."""
+    return _trial(dtype)
+
+
+@cache
+def _trial(dtype: torch.dtype) -> bool:
     if dtype not in _ALLOWED or not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return False  # without MKL it is another kind of processor, where nobody has measured
     with torch.inference_mode(False), torch.no_grad():
@@ -116,4 +120,15 @@ def onednn_is_right(dtype: torch.dtype) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _product_operator(x, weight, bias, gelu)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+
+
+# A compiler knows torch's operator too, but takes it for constant weights only.
+_product_operator = torch.library.custom_op("swin_dense::linear", _product, mutates_args=())
+
+
+@_product_operator.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])

@@ -102,8 +102,7 @@ def chosen_implementation(x: Tensor) -> Implementation:
         return name
     if x.is_cuda and x.dtype != torch.float64 and not operations_are_watched():
         return "fused"
-    # A compiler makes one loop of the reference's copies, for sizes that may be symbolic.
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not operations_are_watched():
+    if x.device.type == "cpu" and not operations_are_watched():
         return "gathered"
     return "reference"
 

@@ -10,15 +10,23 @@ from swin_dense.errors import ConfigError
 from swin_dense.heads import mask_rcnn, upernet
 from swin_dense.swin import SwinTransformer
 
+# torch's compiler asks tensors between two compiled parts for gradients, and hides only later that this warns.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
+
 TINY = SwinConfig(embed_dim=8, depths=(1, 2, 1, 1), num_heads=(1, 1, 1, 1), window_size=3, drop_path_rate=0.0)
 
 
 @pytest.fixture
 def backend():
     torch.compiler.reset()
-    graphs = []
-    yield lambda graph, _: graphs.append(graph) or graph.forward
-    assert graphs
+
+    def keep(graph, _):
+        keep.graphs.append(graph)
+        return graph.forward
+
+    keep.graphs = []
+    yield keep
+    assert keep.graphs
     torch.compiler.reset()
 
 
@@ -65,6 +73,20 @@ def test_training_counts_as_a_kind_of_its_own(backend):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks at inputs' own
+def test_on_a_cpu_attention_is_one_operator_with_all_gradients(backend):
+    plain, model = backbone(), backbone()
+    compile(model, fullgraph=True, backend=backend)
+    images, seen = random_images(37, 29), []
+    for one in (plain, model):
+        loss = sum(stage_map.sin().sum() for stage_map in one(images).values())
+        seen.append(torch.autograd.grad(loss, list(one.parameters())))
+    for got, wanted in zip(seen[1], seen[0], strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    (graph,) = backend.graphs
+    code = graph.print_readable(False)
+    assert "gathered_window_attention" in code and "roll" not in code
+
+
 def test_segmenters_train_and_predict_with_their_parts_compiled(backend):
     torch.manual_seed(0)
     plain = upernet(TINY, num_classes=4, channels=8, auxiliary_channels=8, dropout=0.0)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from swin_dense import gathered_window_attention as gathered
-from swin_dense.gathered_window_attention import cells_of_windows, gathered_window_attention
+from swin_dense.gathered_window_attention import gathered_window_attention
+from swin_dense.gathered_windows import cells_of_windows
 from swin_dense.window_attention import reference_window_attention
 from swin_dense.windows import ShiftedWindows
 
@@ -90,13 +91,16 @@ def test_gradient_of_half_precision_maps_with_a_float32_bias():
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("pad_first", [True, False])
-def test_rows_return_to_where_they_came_from(pad_first):
-    windows = ShiftedWindows(3, (1, 2), pad_first, -100.0)
-    cells = cells_of_windows((4, 7), windows, 3, 2)
-    rows = torch.arange(4 * 7 * 3 * 2)
-    assert torch.equal(rows[cells.to_windows.flatten()][cells.to_map.flatten()], rows)
-    assert cells.padded_before[-1] == len(cells.padded_windows) == 6 * 9 - 4 * 7
+@pytest.mark.parametrize("sizes", [(2, 5, 7, 3, 2, 4), (1, 6, 6, 3, 3, 2), (0, 4, 4, 2, 1, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compilers_are_told_what_operators_return(sizes, dtype):
+    windows = ShiftedWindows(sizes[3], (1, 0), True, -100.0)
+    values = [value.detach() for value in inputs(sizes, False, dtype)]
+    checks = ("test_schema", "test_faketensor")
+    for operator in (gathered._attend_operator, gathered._attend_and_keep_operator):
+        torch.library.opcheck(operator, (*values, 0.5, *windows), test_utils=checks)
+    out, *kept = gathered._attend_and_keep(*values, 0.5, *windows)
+    torch.library.opcheck(gathered._attend_backward_operator, (out, *kept, 0.5, *windows), test_utils=checks)
 
 
 def test_indices_first_made_in_inference_mode_serve_training():
