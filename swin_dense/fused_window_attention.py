@@ -16,7 +16,7 @@ from torch import Tensor
 
 from swin_dense.errors import ConfigError
 from swin_dense.kernel_import import import_kernels
-from swin_dense.windows import SizeHW
+from swin_dense.windows import SizeHW, windows_of_a_map
 
 LARGEST_HEAD_DIM = 64
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -137,14 +137,9 @@ def _(
 
 def _empty_results(qkv: Tensor, bias: Tensor, window_size: int) -> tuple[Tensor, Tensor]:
     batch, height, width, channels = qkv.shape
-    num_windows = batch * _windows_of_an_image((height, width), window_size)
+    num_windows = batch * windows_of_a_map((height, width), window_size)
     log_sums = qkv.new_empty((bias.shape[0], num_windows, window_size * window_size), dtype=torch.float32)
     return qkv.new_empty((batch, height, width, channels // 3)), log_sums
-
-
-def _windows_of_an_image(size_hw: SizeHW, window_size: int) -> int:
-    rows, columns = ((size + window_size - 1) // window_size for size in size_hw)
-    return rows * columns
 
 
 @torch.library.custom_op("swin_dense::window_attention_backward", mutates_args=())
@@ -301,7 +296,7 @@ def _launcher(
         "shift_y": shift_hw[0],
         "shift_x": shift_hw[1],
         "mask_value": mask_value,
-        "num_windows": batch * _windows_of_an_image((height, width), window_size),
+        "num_windows": batch * windows_of_a_map((height, width), window_size),
         "WINDOW": window_size,
         "HEAD_DIM": head_dim,
         "HEAD_TILE": _power_of_two(head_dim),

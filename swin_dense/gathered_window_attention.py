@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from swin_dense.gathered_windows import cells_of_windows, gathered
 from swin_dense.window_attention import cosine_factors
-from swin_dense.windows import ShiftedWindows, missing_to_multiple, shift_mask
+from swin_dense.windows import ShiftedWindows, missing_to_multiple, shift_mask, windows_of_a_map
 
 _LOGITS_AT_ONCE = 2**19  # 2 MB in float32, the second-level cache of two cores
 
@@ -123,15 +123,11 @@ def _kept(qkv: Tensor, bias: Tensor, window_size: int) -> tuple[Tensor, Tensor]:
     """Queries, keys and values (B, 3, n, num_heads, M M, d), and probabilities (B, n, num_heads, M M, M M), empty."""
     batch, height, width, channels = qkv.shape
     num_heads, area = bias.shape[:2]
-    num_windows = _times(height, window_size) * _times(width, window_size)
+    num_windows = windows_of_a_map((height, width), window_size)
     return (
         qkv.new_empty(batch, 3, num_windows, num_heads, area, channels // (3 * num_heads)),
         qkv.new_empty(batch, num_windows, num_heads, area, area),
     )
-
-
-def _times(side: int, window_size: int) -> int:
-    return (side + window_size - 1) // window_size
 
 
 # A compiler would look into the loops over windows and unroll them, so it gets operators.

@@ -84,6 +84,12 @@ def missing_to_multiple(size: int, multiple: int) -> int:
     return (size + multiple - 1) // multiple * multiple - size
 
 
+def windows_of_a_map(size_hw: SizeHW, window_size: int) -> int:
+    """Into how many windows a map is cut, n, once it is padded."""
+    rows, columns = ((size + window_size - 1) // window_size for size in size_hw)
+    return rows * columns
+
+
 def window_partition(x: Tensor, window_size: int) -> Tensor:
     """Cut a map whose sides divide by M into windows.
 

@@ -3,7 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swin_dense.windows import pad_to_multiple, relative_position_index, shift_mask, window_merge, window_partition
+from swin_dense.windows import (
+    pad_to_multiple,
+    relative_position_index,
+    shift_mask,
+    window_merge,
+    window_partition,
+    windows_of_a_map,
+)
 
 CPU = torch.device("cpu")
 
@@ -47,6 +54,7 @@ def test_pad_adds_the_fewest_zeros_at_bottom_and_right(height, width, multiple):
     assert 0 <= rows - height < multiple and 0 <= columns - width < multiple
     assert torch.equal(padded[:, :height, :width], x)
     assert padded.sum() == pytest.approx(float(x.sum()), rel=1e-5)
+    assert windows_of_a_map((height, width), multiple) == window_partition(padded, multiple).shape[1]
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5])
