@@ -64,9 +64,11 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def _suit_onednn(tensors: tuple[Tensor, ...]) -> bool:
-    if operations_are_watched() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
-        return False
     x, weight = tensors[:2]
+    if x.device.type != "cpu" or operations_are_watched():
+        return False
+    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+        return False
     # Quantised weights and the like are tensors of other types, and multiply in their own way.
     plain = all(type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided for tensor in tensors)
     alike = all(tensor.device.type == "cpu" and tensor.dtype == x.dtype for tensor in tensors)
