@@ -10,9 +10,6 @@ from swin_dense.errors import ConfigError
 from swin_dense.heads import mask_rcnn, upernet
 from swin_dense.swin import SwinTransformer
 
-# torch's compiler asks tensors between two compiled parts for gradients, and hides only later that this warns.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
-
 TINY = SwinConfig(embed_dim=8, depths=(1, 2, 1, 1), num_heads=(1, 1, 1, 1), window_size=3, drop_path_rate=0.0)
 
 
@@ -72,7 +69,6 @@ def test_training_counts_as_a_kind_of_its_own(backend):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks at inputs' own
 def test_on_a_cpu_attention_is_one_operator_with_all_gradients(backend):
     plain, model = backbone(), backbone()
     compile(model, fullgraph=True, backend=backend)
@@ -87,6 +83,7 @@ def test_on_a_cpu_attention_is_one_operator_with_all_gradients(backend):
     assert "gathered_window_attention" in code and "roll" not in code
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks at inputs' own
 def test_segmenters_train_and_predict_with_their_parts_compiled(backend):
     torch.manual_seed(0)
     plain = upernet(TINY, num_classes=4, channels=8, auxiliary_channels=8, dropout=0.0)
