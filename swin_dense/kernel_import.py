@@ -22,14 +22,19 @@ def import_kernels(module: str, operator: str, device: torch.device) -> ModuleTy
         ConfigError: Triton is missing, or runs on no such device.
     """
     try:
-        from triton import knobs
-
         kernels = importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(f"{operator} needs Triton, which cannot be imported: {error}.") from error
-    if device.type != "cuda" and not knobs.runtime.interpret:
+    if device.type != "cuda" and not _are_interpreted(kernels):
         raise ConfigError(
             f"{operator} runs on CUDA devices, got tensors on {device}. "
             "For trials on a CPU set TRITON_INTERPRET=1 before Python starts."
         )
     return kernels
+
+
+def _are_interpreted(kernels: ModuleType) -> bool:
+    """What Triton decided when the module was imported."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return any(isinstance(value, InterpretedFunction) for value in vars(kernels).values())
