@@ -50,7 +50,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
     elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         x = _Linear.apply(x, weight, bias)
     else:
-        return _product(x, weight, bias, gelu)
+        return _multiply(x, weight, bias, gelu)
     return functional.gelu(x) if gelu else x
 
 
@@ -83,14 +83,15 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return _product(x, weight, bias, gelu=False)
+        return _multiply(x, weight, bias, gelu=False)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: ANN401
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)
-        multiply = partial(_product, gelu=False) if torch.compiler.is_compiling() else linear  # compiled, only once
+        # Compiled, it is differentiable only once, and the choice of `linear` cannot be traced in here.
+        multiply = partial(_product_operator, gelu=False) if torch.compiler.is_compiling() else linear
         return (
             multiply(gradient, weight.t(), None) if wants_x else None,
             rows.t() @ x.flatten(0, -2) if wants_weight else None,  # oneDNN's is no faster
@@ -121,9 +122,12 @@ def _trial(dtype: torch.dtype) -> bool:
     return bool((got.double() - wanted).abs().max() <= _ALLOWED[dtype])
 
 
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    product = _product_operator if torch.compiler.is_compiling() else _product
+    return product(x, weight, bias, gelu)
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _product_operator(x, weight, bias, gelu)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
 
 
