@@ -35,8 +35,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
-        plain = is_plain(self.fc1) and is_plain(self.fc2)  # hooks see whole maps
-        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or not plain:
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._transform(x)
+        if not (is_plain(self.fc1) and is_plain(self.fc2)):  # hooks see whole maps
             return self._transform(x)
         cells = x.reshape(-1, x.shape[-1])
         runs = max(1, math.ceil(len(cells) * self.fc1.out_features / _HIDDEN_AT_ONCE))
