@@ -96,9 +96,7 @@ class DetectionSelector:
             Per image boxes (D, 4), scores (D,) and labels (D,) from 1, by falling score.
         """
         probabilities = functional.softmax(class_logits, dim=-1)
-        image_of_row = (
-            torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(boxes.device, non_blocking=True)
-        )
+        image_of_row = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device, non_blocking=True)
         sizes = beside(sizes_hw, boxes)[image_of_row]
         boxes, scores, labels, rows = self._candidates(boxes, probabilities, sizes)
         images = image_of_row[rows]

@@ -1,4 +1,4 @@
-"""Shifted-window attention in one pass over memory: the kernels of `window_attention_kernels` as one torch operator.
+"""Shifted-window attention in one pass over memory: Triton kernels as one torch operator.
 
 The same function as `window_attention.reference_window_attention`, which pads, rolls, cuts, attends, joins and rolls
 back, but queries, keys and values are read where they lie in the map and results written to theirs.
